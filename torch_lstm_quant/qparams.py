@@ -49,7 +49,9 @@ def _float32(value: float) -> float:
 
 @dataclass(frozen=True)
 class QParams:
-    """The grid of one part: ``q = clamp(rne(v * inv_scale) + zero_point, quant_min, quant_max)``, ``v = (q - zero_point) * scale``.
+    """The grid of one part.
+
+    To integers: ``q = clamp(rne(v * inv_scale) + zero_point, quant_min, quant_max)``; back: ``v = (q - zero_point) * scale``.
 
     Args:
         scale: step of the grid; rounded to float32. Positive, finite, normal, and so is its inverse.
@@ -157,13 +159,16 @@ class WeightQParams:
 
     def __post_init__(self) -> None:
         if self.scale.dtype != torch.float32 or self.scale.dim() != 1 or self.scale.numel() % 4:
-            raise ValueError(f"weight scale must be float32 [4 * hidden_size], got {self.scale.dtype} {list(self.scale.shape)}")
-        if self.zero_point.dtype != torch.int32 or self.zero_point.shape != self.scale.shape:
             raise ValueError(
-                f"weight zero_point must be int32 {list(self.scale.shape)}, got {self.zero_point.dtype} {list(self.zero_point.shape)}"
+                f"weight scale must be float32 [4 * hidden_size], got {self.scale.dtype} {list(self.scale.shape)}"
             )
+        if self.zero_point.dtype != torch.int32 or self.zero_point.shape != self.scale.shape:
+            got = f"{self.zero_point.dtype} {list(self.zero_point.shape)}"
+            raise ValueError(f"weight zero_point must be int32 {list(self.scale.shape)}, got {got}")
         if not -128 <= self.quant_min < self.quant_max <= 127:
-            raise ValueError(f"weight limits must lie in [-128, 127], got quant_min={self.quant_min}, quant_max={self.quant_max}")
+            raise ValueError(
+                f"weight limits must lie in [-128, 127], got quant_min={self.quant_min}, quant_max={self.quant_max}"
+            )
         inside = (self.scale >= _SMALLEST_NORMAL) & (self.scale <= _LARGEST)
         if not inside.all():
             row = int((~inside).nonzero()[0])
@@ -241,7 +246,7 @@ GRID_FIELDS = ("scale", "inv_scale", "zero_point", "quant_min", "quant_max")
 
 
 def pack_grids(qparams: CellQParams) -> Tensor:
-    """float64 ``[25, 5]``: a row a grid in the order of :meth:`CellQParams.rows`, columns :data:`GRID_FIELDS`, zeros for float32."""
+    """float64 ``[25, 5]``: a row a grid in the order of :meth:`CellQParams.rows`, zeros for float32; columns :data:`GRID_FIELDS`."""
     rows = [[getattr(grid, field) if grid else 0.0 for field in GRID_FIELDS] for _, grid in qparams.rows()]
     return torch.tensor(rows, dtype=torch.float64)
 
