@@ -38,6 +38,13 @@ WEIGHTS = ("weight_ih", "weight_hh")
 MAX_STEPS = 1 << 16
 """``quant_max - quant_min`` of the widest grid: 16 bits, and one more value so that -1, 0 and 1 fit in steps of 2**-15."""
 
+UNBOUNDED = 1 << 23
+"""A grid of ``+-UNBOUNDED`` has no limits of its own (``qint32`` as torch.ao quantizes it): float32 counts no further in ones.
+
+Only parts that are added and multiplied can have it: projections, products and the cell state. What a projection or a
+function reads is at most ``MAX_STEPS`` wide.
+"""
+
 _SMALLEST_NORMAL = torch.finfo(torch.float32).tiny
 _LARGEST = torch.finfo(torch.float32).max
 
@@ -83,7 +90,7 @@ class QParams:
             raise ValueError(f"inv_scale must be 1 / scale = {1 / self.scale!r} to within rounding, got {self.inv_scale!r}")
         if self.quant_min >= self.quant_max:
             raise ValueError(f"quant_min must be less than quant_max, got {self.quant_min} and {self.quant_max}")
-        if self.quant_max - self.quant_min > MAX_STEPS:
+        if self.quant_max - self.quant_min > MAX_STEPS and not self.unbounded:
             raise ValueError(
                 f"a grid has at most 16 bits ({MAX_STEPS} steps), got quant_min={self.quant_min}, quant_max={self.quant_max}"
             )
@@ -91,8 +98,13 @@ class QParams:
             raise ValueError(
                 f"zero_point must lie in [quant_min, quant_max] = [{self.quant_min}, {self.quant_max}], got {self.zero_point}"
             )
-        if max(abs(self.quant_min), abs(self.quant_max)) > 1 << 23:
+        if max(abs(self.quant_min), abs(self.quant_max)) > UNBOUNDED:
             raise ValueError(f"quant_min and quant_max must lie within +-2**23, got {self.quant_min} and {self.quant_max}")
+
+    @property
+    def unbounded(self) -> bool:
+        """Whether the grid has no limits of its own: see :data:`UNBOUNDED`."""
+        return (self.quant_min, self.quant_max) == (-UNBOUNDED, UNBOUNDED)
 
     @property
     def bits(self) -> int:
@@ -209,6 +221,15 @@ class CellQParams:
     weight_ih: WeightQParams | None = None
     weight_hh: WeightQParams | None = None
 
+    def __post_init__(self) -> None:
+        read = {"x": self.x, "hx": self.hx, "tanh_cy_input": self.tanh_input}
+        read |= {f"gates.{gate}": grid for gate, grid in zip(GATES, self.gates, strict=True)}
+        for part, grid in read.items():
+            if grid is not None and grid.unbounded:
+                raise ValueError(
+                    f"part {part} is read by a projection or a function: it needs a grid of at most 16 bits, got {grid}"
+                )
+
     @property
     def tanh_input(self) -> QParams | None:
         """The grid that tanh of the cell state reads: ``tanh_cy_input``, or the cell state's own."""
@@ -246,7 +267,7 @@ GRID_FIELDS = ("scale", "inv_scale", "zero_point", "quant_min", "quant_max")
 
 
 def pack_grids(qparams: CellQParams) -> Tensor:
-    """float64 ``[25, 5]``: a row a grid in the order of :meth:`CellQParams.rows`, zeros for float32; columns :data:`GRID_FIELDS`."""
+    """float64 ``[25, 5]``: a row of :data:`GRID_FIELDS` for each of :meth:`CellQParams.rows`, zeros for float32."""
     rows = [[getattr(grid, field) if grid else 0.0 for field in GRID_FIELDS] for _, grid in qparams.rows()]
     return torch.tensor(rows, dtype=torch.float64)
 

@@ -1,0 +1,62 @@
+"""Observers that torch.ao lacks: a min-max range that is cut or widened, and the one that stands around a whole LSTM."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.ao.quantization import MinMaxObserver
+from torch.ao.quantization.observer import ObserverBase
+
+FLAT = 12.0
+"""Beyond +-12 sigmoid and tanh change by less than 2**-17: a range that ends there loses nothing on grids up to 16 bits."""
+
+
+class CutMinMaxObserver(MinMaxObserver):
+    """The range from the least to the greatest value seen, widened by ``headroom`` or cut at ``+-cut``.
+
+    ``cut`` is for values that end in a sigmoid or tanh. The two projections are cut together, once both ranges are known
+    (:func:`cut_projections`), as one may be large only to cancel the other.
+    """
+
+    def __init__(self, *args: Any, headroom: float = 1.0, cut: float | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.headroom = headroom
+        self.cut = cut
+
+    def calculate_qparams(self) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        low, high = self.min_val * self.headroom, self.max_val * self.headroom
+        if self.cut is not None:
+            low, high = low.clamp(-self.cut, self.cut), high.clamp(-self.cut, self.cut)
+        return self._calculate_qparams(low, high)
+
+
+def cut_projections(igates: torch.nn.Module | None, hgates: torch.nn.Module | None) -> None:
+    """Cut each projection at +-(12 + the greatest magnitude of the other), where its range can still matter to the sum."""
+    observers = [getattr(module, "activation_post_process", module) for module in (igates, hgates)]
+    cuttable = [observer for observer in observers if isinstance(observer, CutMinMaxObserver)]
+    if len(cuttable) == 2:
+        largest = [max(-float(observer.min_val), float(observer.max_val)) for observer in cuttable]
+        for observer, other in zip(cuttable, reversed(largest), strict=True):
+            observer.cut = FLAT + other
+
+
+class BoundaryObserver(ObserverBase):
+    """Stands where ``prepare_fx`` puts observers around an LSTM, lets any object through, and carries its configuration.
+
+    torch.ao swaps a custom module only where its qconfig promises static activations, and puts that qconfig's observer on
+    every argument, tuples of states and None included. So this one says ``quint8`` until it has run, and ``float32`` from
+    then on, so that ``convert_fx`` takes it out again: quantization happens inside the LSTM.
+    """
+
+    def __init__(self, lstm_qconfig: Any = None, **_: Any) -> None:
+        super().__init__(dtype=torch.quint8)
+        self.lstm_qconfig = lstm_qconfig
+
+    def forward(self, x: Any) -> Any:
+        self.dtype = torch.float32
+        return x
+
+    def calculate_qparams(self, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        raise RuntimeError("the boundary of an LSTM has no qparams: run the prepared model on calibration data first")
