@@ -1,0 +1,67 @@
+# Every target works from a fresh checkout on a machine with Python 3.10 or later, g++ and make: what else is needed goes into a
+# virtual environment in this folder, made on first use. Another Python or torch: make test PYTHON=python3.12 TORCH=torch==2.11.0
+
+PYTHON ?= python3
+# pinned, as plain "torch" takes whatever is newest
+TORCH ?= torch==2.13.0
+# without build isolation, which would download a second torch, pip does not install these for us
+BUILD_TOOLS := setuptools==84.2.1 ninja==1.13.2
+
+VENV := .venv-test
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+SOURCES := $(shell find csrc -type f) pyproject.toml setup.py
+CPP_SOURCES := $(shell find csrc tests/cpp benchmarks -name '*.cpp' -o -name '*.h')
+CHECK_BUILD := build/check
+
+.PHONY: help demo test check bench format clean FORCE
+.DEFAULT_GOAL := help
+
+help:
+	@echo 'make demo    quantize a trained character model and show what was gained and lost'
+	@echo 'make test    build the package and run its tests'
+	@echo 'make check   linters, type checker, and the C++ core built with warnings as errors'
+	@echo 'make bench   time this package beside float32, quantize_dynamic and the FX reference (BENCH="--quick" for less)'
+	@echo 'make format  format all sources'
+	@echo 'make clean   remove the virtual environment and everything built'
+
+demo: $(VENV)/installed
+	$(BIN)/python examples/char_lm/demo.py
+
+test: $(VENV)/installed
+	$(BIN)/python -m pytest $(PYTEST)
+
+check: $(VENV)/installed
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $(CPP_SOURCES)
+	$(BIN)/cmake -S . -B $(CHECK_BUILD) -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) \
+		-DCMAKE_BUILD_TYPE=Release -DCMAKE_COMPILE_WARNING_AS_ERROR=ON
+	$(BIN)/cmake --build $(CHECK_BUILD)
+	$(BIN)/ctest --test-dir $(CHECK_BUILD) --output-on-failure
+
+bench: $(VENV)/installed
+	$(BIN)/python benchmarks/bench.py $(BENCH)
+
+format: $(VENV)/installed
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+	$(BIN)/clang-format -i $(CPP_SOURCES)
+
+clean:
+	rm -rf $(VENV) build *.egg-info torch_lstm_quant/*.so
+
+# The environment is made anew when another Python or torch is asked for than the last time.
+$(VENV)/request: FORCE
+	@echo '$(PYTHON) $(TORCH)' | cmp -s - $@ \
+		|| { rm -rf $(VENV) && $(PYTHON) -m venv $(VENV) && echo '$(PYTHON) $(TORCH)' > $@; }
+
+$(VENV)/tools: $(VENV)/request Makefile
+	$(PIP) install $(TORCH) $(BUILD_TOOLS)
+	touch $@
+
+# Python sources are used where they are, so only what is compiled, or says what to install, makes this run again.
+$(VENV)/installed: $(VENV)/tools $(SOURCES)
+	$(PIP) install --no-build-isolation --editable '.[test,check,demo]'
+	touch $@
