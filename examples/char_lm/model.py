@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 
 import torch
-from data import ALPHABET
+from data import ALPHABET, decode, encode
 from torch import Tensor, nn
 
 State = tuple[Tensor, Tensor]
@@ -47,3 +47,16 @@ def bits_per_character(model: nn.Module, text: Tensor) -> float:
     """Of every character of streams ``[T + 1, B]`` but the first, each stream read from the zero state on."""
     logits, _ = model(text[:-1])
     return nn.functional.cross_entropy(logits.flatten(0, 1), text[1:].flatten()).item() / math.log(2)
+
+
+@torch.no_grad()
+def sample(model: nn.Module, prompt: str, length: int = 400, temperature: float = 0.6) -> str:
+    """Characters drawn one after the other from what the model predicts."""
+    random = torch.Generator().manual_seed(0)
+    logits, state = model(encode(prompt)[:, None])
+    written = []
+    for _ in range(length):
+        character = torch.multinomial((logits[-1, 0] / temperature).softmax(0), 1, generator=random)
+        written.append(character)
+        logits, state = model(character[:, None], state)
+    return decode(torch.cat(written))
