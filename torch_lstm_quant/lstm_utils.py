@@ -1,0 +1,294 @@
+"""torch.ao's two LSTM utilities (``torch.ao.quantization.fx.lstm_utils``), with every part of both directions in reach."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.ao.nn.quantizable import LSTMCell
+from torch.ao.quantization import FakeQuantize, FakeQuantizeBase
+from torch.ao.quantization.backend_config import BackendConfig
+from torch.ao.quantization.utils import activation_is_statically_quantized
+
+from torch_lstm_quant.cell_graph import PARTS, SHARED, WEIGHTS
+from torch_lstm_quant.cell_graph import convert_cell as _convert_cell
+from torch_lstm_quant.cell_graph import observe_cell as _observe_cell
+from torch_lstm_quant.observed_grid import Constructor, make_observer, without_warning
+
+_GROUPS = {
+    "gates": "linear_output",
+    "input_gate": "sigmoid",
+    "forget_gate": "sigmoid",
+    "output_gate": "sigmoid",
+    "cell_gate": "tanh",
+    "fgate_cx": "cell_state",
+    "igate_cgate": "cell_state",
+    "fgate_cx_igate_cgate": "cell_state",
+    "ogate_cy": "hidden_state",
+}
+"""The parts that torch.ao's own arguments configure."""
+
+
+def _get_lstm_with_individually_observed_parts(
+    float_lstm: nn.LSTM,
+    example_inputs: tuple[Any, ...],
+    backend_config: BackendConfig | None = None,
+    linear_output_obs_ctr: Constructor | None = None,
+    sigmoid_obs_ctr: Constructor | None = None,
+    tanh_obs_ctr: Constructor | None = None,
+    cell_state_obs_ctr: Constructor | None = None,
+    hidden_state_obs_ctr: Constructor | None = None,
+    split_gates: bool = False,
+    *,
+    x_obs_ctr: Constructor | None = None,
+    hx_obs_ctr: Constructor | str | None = None,
+    cx_obs_ctr: Constructor | str | None = None,
+    igates_obs_ctr: Constructor | None = None,
+    hgates_obs_ctr: Constructor | None = None,
+    gates_obs_ctr: Constructor | None = None,
+    input_gate_obs_ctr: Constructor | None = None,
+    forget_gate_obs_ctr: Constructor | None = None,
+    cell_gate_obs_ctr: Constructor | None = None,
+    output_gate_obs_ctr: Constructor | None = None,
+    fgate_cx_obs_ctr: Constructor | None = None,
+    igate_cgate_obs_ctr: Constructor | None = None,
+    fgate_cx_igate_cgate_obs_ctr: Constructor | None = None,
+    tanh_cy_input_obs_ctr: Constructor | None = None,
+    tanh_cy_obs_ctr: Constructor | None = None,
+    ogate_cy_obs_ctr: Constructor | None = None,
+    weight_ih_obs_ctr: Constructor | None = None,
+    weight_hh_obs_ctr: Constructor | None = None,
+) -> torch.ao.nn.quantizable.LSTM:
+    """Return an observed LSTM with an observer or fake quantize of its own at every part of every cell.
+
+    The result can be swapped in by torch.ao's custom module flow, and converted with
+    :func:`_get_reference_quantized_lstm_module`. Beside ``torch.ao``'s own function of this name it observes both directions,
+    puts each constructor at the part it is for and nowhere else, takes any dtype and kind of observer, and raises where it
+    cannot do what it is asked for.
+
+    Each part takes the constructor of its own argument, else of its group, else ``float_lstm.qconfig``:
+
+    ========================  =====================  =============================================================
+    argument (``_obs_ctr``)   group                  value
+    ========================  =====================  =============================================================
+    ``x``                                            input of the layer, ``[B, input_size]``
+    ``hx``, ``cx``                                   hidden and cell state as they are read, ``[B, hidden_size]``
+    ``igates``, ``hgates``                           ``W_ih x + b_ih`` and ``W_hh h + b_hh``, ``[B, 4 * hidden_size]``
+    ``gates``                 ``linear_output``      their sum
+    ``input_gate``            ``sigmoid``            sigmoid of its quarter of the sum
+    ``forget_gate``           ``sigmoid``            sigmoid of its quarter of the sum
+    ``cell_gate``             ``tanh``               tanh of its quarter of the sum
+    ``output_gate``           ``sigmoid``            sigmoid of its quarter of the sum
+    ``fgate_cx``              ``cell_state``         forget gate times cell state
+    ``igate_cgate``           ``cell_state``         input gate times cell gate
+    ``fgate_cx_igate_cgate``  ``cell_state``         the sum of the two: the new cell state
+    ``tanh_cy_input``                                the new cell state as tanh reads it; not observed unless given
+    ``tanh_cy``                                      tanh of the new cell state
+    ``ogate_cy``              ``hidden_state``       output gate times that: the new hidden state
+    ``weight_ih``                                    ``[4 * hidden_size, input_size]``, per tensor or per row (axis 0)
+    ``weight_hh``                                    ``[4 * hidden_size, hidden_size]``, likewise
+    ========================  =====================  =============================================================
+
+    A constructor is called without arguments, once for each cell. If its observer has dtype float32
+    (``PlaceholderObserver.with_args(dtype=torch.float32)``), the part stays float32. Grids have at most 16 bits, except a
+    fixed one of dtype ``qint32``, which then has no limits. Where a constructor makes fake quantizes, the weights are
+    fake-quantized too: with their own constructor, or with one around the observer that the qconfig names.
+
+    The qconfig decides what the LSTM takes and gives. If it promises static activations, these are quantized tensors, as
+    torch.ao's flow passes them: then ``x``, ``hx`` and ``cx`` have their grids from outside. If its activation is float32,
+    they are float32 tensors, ``hx`` and ``cx`` are by default ``"shared"``: read with the observer that ``ogate_cy`` and
+    ``fgate_cx_igate_cgate`` are written with.
+
+    Args:
+        float_lstm: an LSTM with float32 parameters and a ``qconfig``; it is left as it is and shares no parameter.
+        example_inputs: not looked at, as the cells are traced without; there because torch.ao's function has it.
+        backend_config: None allows every dtype; else a part's dtype must be one that it lists for the part's op
+            (``nn.Linear``, ``nn.Sigmoid``, ``nn.Tanh``, ``torch.tanh``, ``torch.add``, ``torch.mul``).
+        linear_output_obs_ctr, ...: constructors of observers or fake quantizes, such as ``MinMaxObserver.with_args(...)``.
+        split_gates: compute each gate's projections apart: four linears a side, whose parts each have four observers.
+
+    Returns:
+        A ``torch.ao.nn.quantizable.LSTM`` in the mode of ``float_lstm`` with a ``GraphModule`` at
+        ``layers[i].layer_fw.cell``, and at ``layer_bw.cell`` if it is bidirectional.
+
+    Raises:
+        TypeError: a constructor that is none.
+        ValueError: no qconfig; parameters that are not float32; ``proj_size``; a part that cannot be quantized as asked (the
+            message names layer, direction and part).
+    """
+    # every part by the name of its argument: a wrapper around 18 keyword arguments would only repeat them
+    given = locals()
+    _check_float_lstm(float_lstm)
+    asked = {part: given[f"{part}_obs_ctr"] or given.get(f"{_GROUPS.get(part)}_obs_ctr") for part in PARTS}
+    quantized_boundary = activation_is_statically_quantized(float_lstm.qconfig)
+    constructors = _with_defaults(asked, float_lstm.qconfig, quantized_boundary)
+
+    def cell(layer: int, direction: int) -> nn.Module:
+        where = _where(layer, direction)
+        cell = _float_cell(float_lstm, layer, direction, split_gates)
+        return _observe_cell(cell, constructors, where, backend_config, quantized_boundary)
+
+    observed: torch.ao.nn.quantizable.LSTM = _assemble(torch.ao.nn.quantizable.LSTM, float_lstm, cell)
+    for layer in list(observed.layers)[1:]:
+        layer.register_forward_pre_hook(_DropoutBefore(float_lstm.dropout))
+    observed.qconfig = float_lstm.qconfig
+    return observed.train(float_lstm.training)
+
+
+def _get_reference_quantized_lstm_module(
+    observed_lstm: torch.ao.nn.quantizable.LSTM,
+    backend_config: BackendConfig | None = None,
+) -> torch.ao.nn.quantized.LSTM:
+    """Return the reference quantized LSTM of an observed one: graphs that quantize and dequantize at every observed part.
+
+    In a cell's graph an observed part is followed by ``torch.quantize_per_tensor`` and ``dequantize`` where its dtype is
+    quint8, qint8 or qint32 (behind a ``torch.clamp`` where the grid's limits are nearer than the dtype's), and by
+    ``quantized_decomposed.quantize_per_tensor`` and ``dequantize_per_tensor`` where it is uint8, int8, int16 or int32. The
+    projections are torch's reference ``Linear`` where the weight is quantized.
+
+    Args:
+        observed_lstm: from :func:`_get_lstm_with_individually_observed_parts`, calibrated or trained; it is left as it is.
+        backend_config: as for :func:`_get_lstm_with_individually_observed_parts`.
+
+    Returns:
+        A :class:`ReferenceLSTM` in eval mode, with a ``GraphModule`` at ``layers[i].layer_fw.cell`` and ``layer_bw.cell``.
+
+    Raises:
+        ValueError: a cell that is not observed; an observer that never ran, that saw NaN or infinities, or that gives an
+            impossible grid; a dtype that the backend config does not allow. The message names layer, direction and part.
+    """
+
+    def cell(layer: int, direction: int) -> nn.Module:
+        return _convert_cell(_directions(observed_lstm.layers[layer])[direction].cell, backend_config)
+
+    reference: ReferenceLSTM = _assemble(ReferenceLSTM, observed_lstm, cell)
+    return reference.eval()
+
+
+class ReferenceLSTM(torch.ao.nn.quantized.LSTM):
+    """A converted LSTM. Every layer and direction keeps its own qparams, up to and including ``h_n`` and ``c_n``."""
+
+    def _get_name(self) -> str:
+        return "QuantizedLSTM(Reference)"
+
+    def forward(self, x: Tensor, hidden: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Run the cells, one step after the other.
+
+        Args:
+            x: ``[T, B, input_size]`` (``[B, T, input_size]`` if ``batch_first``), float32 or a quantized tensor.
+            hidden: ``(h_0, c_0)``, each ``[num_layers * num_directions, B, hidden_size]``, likewise; zeros if None.
+
+        Returns:
+            ``output`` ``[T, B, num_directions * hidden_size]`` (``[B, T, ...]``) and ``(h_n, c_n)``, shaped as ``hidden``.
+            Where the boundary is quantized they are quantized tensors if all that is in them has the same qparams, and
+            else float32: the dequantized values exactly.
+
+        Raises:
+            ValueError: a sequence without steps, or states of another shape.
+        """
+        if self.batch_first:
+            x = x.transpose(0, 1)
+        cells = [direction for layer in self.layers for direction in _directions(layer)]
+        shape = (len(cells), x.shape[1], self.hidden_size)
+        # floats do in either form: zero is on every grid, and a cell's dequantize() leaves floats as they are
+        h_0, c_0 = (torch.zeros(shape), torch.zeros(shape)) if hidden is None else hidden
+        if not x.shape[0] or h_0.shape != shape or c_0.shape != shape:
+            raise ValueError(
+                f"needed at least one step and states {list(shape)}, got {x.shape[0]} steps, "
+                f"h_0 {list(h_0.shape)} and c_0 {list(c_0.shape)}"
+            )
+        h_n: list[Tensor] = []
+        c_n: list[Tensor] = []
+        # torch warns that quantized tensors will go: they are what torch.ao's reference form is made of
+        with without_warning("torch.quantize_per_tensor, torch.quantize_per_channel"):
+            for layer in self.layers:
+                outputs = []
+                for direction, cells_over_time in enumerate(_directions(layer)):
+                    index = len(h_n)
+                    steps = x.flip(0) if direction else x
+                    output, (h, c) = cells_over_time(steps, (h_0[index], c_0[index]))
+                    outputs.append(output.flip(0) if direction else output)
+                    h_n.append(h)
+                    c_n.append(c)
+                x = _join(torch.cat, outputs, -1)
+            states = _join(torch.stack, h_n, 0), _join(torch.stack, c_n, 0)
+        return (x.transpose(0, 1) if self.batch_first else x), states
+
+
+class _DropoutBefore:
+    """A forward pre-hook: what ``nn.LSTM`` does between layers while it trains, and ``quantizable.LSTM`` leaves out."""
+
+    def __init__(self, probability: float) -> None:
+        self.probability = probability
+
+    def __call__(self, layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (nn.functional.dropout(args[0], self.probability, layer.training), *args[1:])
+
+
+def _join(function: Callable[..., Tensor], tensors: Sequence[Tensor], dim: int) -> Tensor:
+    """Join tensors; quantized ones as floats where their qparams differ, since one quantized tensor cannot hold them."""
+    qparams = {(t.dtype, t.q_scale(), t.q_zero_point()) if t.is_quantized else None for t in tensors}
+    if len(qparams) > 1:
+        tensors = [t.dequantize() for t in tensors]
+    return function(tensors, dim)
+
+
+def _where(layer: int, direction: int) -> str:
+    return f"LSTM layer {layer}, {('forward', 'backward')[direction]} direction"
+
+
+def _directions(layer: nn.Module) -> list[Any]:
+    return [layer.layer_fw, layer.layer_bw] if layer.bidirectional else [layer.layer_fw]
+
+
+def _check_float_lstm(lstm: nn.LSTM) -> None:
+    if getattr(lstm, "qconfig", None) is None:
+        raise ValueError("float_lstm must have a qconfig: it says how to observe the parts that no argument is given for")
+    if lstm.proj_size:
+        raise ValueError(f"an LSTM with proj_size={lstm.proj_size} cannot be quantized; use proj_size=0")
+    for name, parameter in lstm.named_parameters():
+        if parameter.dtype != torch.float32:
+            raise ValueError(f"{name} must be torch.float32, got {parameter.dtype}: call float() on the model first")
+
+
+def _with_defaults(asked: Mapping[str, Any], qconfig: Any, quantized_boundary: bool) -> dict[str, Any]:
+    """The constructor of every part: what was asked for, or what the qconfig says."""
+    constructors = dict(asked)
+    for part in PARTS:
+        outside = part in ("x", "hx", "cx") and quantized_boundary
+        if part not in (*WEIGHTS, "tanh_cy_input") and not outside:
+            constructors[part] = asked[part] or ("shared" if part in SHARED else qconfig.activation)
+    for weight in WEIGHTS:
+        constructors[weight] = asked[weight] or _default_weight(constructors, qconfig.weight)
+    return constructors
+
+
+def _default_weight(constructors: Mapping[str, Any], weight: Constructor) -> Constructor:
+    """The qconfig's constructor for weights, within a fake quantize where any other part has one."""
+    others = [make_observer(c, part) for part, c in constructors.items() if part not in WEIGHTS and c != "shared"]
+    if any(isinstance(other, FakeQuantizeBase) for other in others) and not isinstance(weight(), FakeQuantizeBase):
+        return FakeQuantize.with_args(observer=weight)  # type: ignore[no-any-return]
+    return weight
+
+
+def _float_cell(lstm: nn.LSTM, layer: int, direction: int, split_gates: bool) -> LSTMCell:
+    """torch.ao's cell of ordinary float modules, with a copy of one direction's parameters."""
+    suffix = f"l{layer}" + ("_reverse" if direction else "")
+    names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh") if lstm.bias else ("weight_ih", "weight_hh")
+    parameters: list[Any] = [getattr(lstm, f"{name}_{suffix}").detach().clone() for name in names]
+    with torch.device("meta"):  # the modules' own initial values are thrown away
+        return LSTMCell.from_params(*parameters, split_gates=split_gates)  # type: ignore[no-any-return,misc]
+
+
+def _assemble(kind: type[Any], like: Any, cell: Callable[[int, int], nn.Module]) -> Any:
+    """A quantizable or quantized LSTM of the sizes of ``like``, made of the cells ``cell(layer, direction)``."""
+    with torch.device("meta"):  # the float cells that it comes with are replaced
+        # its constructor warns of dropout that it does not apply
+        lstm = kind(like.input_size, like.hidden_size, like.num_layers, like.bias, like.batch_first, 0.0, like.bidirectional)
+    lstm.dropout = like.dropout
+    for index, layer in enumerate(lstm.layers):
+        for direction, single in enumerate(_directions(layer)):
+            single.cell = cell(index, direction)
+    return lstm
