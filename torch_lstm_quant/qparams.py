@@ -33,6 +33,9 @@ PARTS = (
 )
 """Every activation part, in order of computation."""
 
+SECOND_GRIDS = ("gates_again", "outputs_again")
+"""Second grids of what a gate's function reads and of what it gives, gate by gate: only torch.ao's own utilities make them."""
+
 WEIGHTS = ("weight_ih", "weight_hh")
 
 MAX_STEPS = 1 << 16
@@ -196,11 +199,19 @@ class WeightQParams:
 
 PerGate = tuple[QParams | None, QParams | None, QParams | None, QParams | None]
 _FLOAT_GATES: PerGate = (None, None, None, None)
+Grids = tuple[QParams, ...]
+
+
+def _present(*grids: QParams | None) -> Grids:
+    return tuple(grid for grid in grids if grid is not None)
 
 
 @dataclass(frozen=True)
 class CellQParams:
-    """The grids of one layer's one direction; ``None`` is a part that stays float32. Fields are the parts of :data:`PARTS`."""
+    """The grids of one layer's one direction; ``None`` is a part that stays float32.
+
+    Fields are the parts of :data:`PARTS`, and :data:`SECOND_GRIDS` for cells that quantize a gate's input or output twice.
+    """
 
     x: QParams | None = None
     hx: QParams | None = None
@@ -220,6 +231,8 @@ class CellQParams:
     ogate_cy: QParams | None = None
     weight_ih: WeightQParams | None = None
     weight_hh: WeightQParams | None = None
+    gates_again: PerGate = _FLOAT_GATES
+    outputs_again: PerGate = _FLOAT_GATES
 
     def __post_init__(self) -> None:
         read = {"x": self.x, "hx": self.hx, "tanh_cy_input": self.tanh_input}
@@ -229,22 +242,33 @@ class CellQParams:
                 raise ValueError(
                     f"part {part} is read by a projection or a function: it needs a grid of at most 16 bits, got {grid}"
                 )
+        for gate, grid, again in zip(GATES, self.gates, self.gates_again, strict=True):
+            if again is not None and grid is None:
+                raise ValueError(f"gates_again.{gate} is a second grid, so gates.{gate} must have one, got float32")
 
     @property
     def tanh_input(self) -> QParams | None:
         """The grid that tanh of the cell state reads: ``tanh_cy_input``, or the cell state's own."""
         return self.tanh_cy_input or self.fgate_cx_igate_cgate
 
-    def function_grids(self) -> Iterator[tuple[str, str, QParams | None, QParams | None]]:
-        """(part, "sigmoid" or "tanh", grid of the input, grid of the output) of the cell's five functions."""
-        for gate, grid in zip(GATES, self.gates, strict=True):
-            yield gate, "tanh" if gate == "cell_gate" else "sigmoid", grid, getattr(self, gate)
-        yield "tanh_cy", "tanh", self.tanh_input, self.tanh_cy
+    def function_grids(self) -> Iterator[tuple[str, str, Grids, Grids]]:
+        """(part, "sigmoid" or "tanh", grids of the input, grids of the output) of the cell's five functions.
+
+        Grids are in the order in which they quantize: none for float32, seldom two.
+        """
+        for gate, grid, again, output_again in zip(GATES, self.gates, self.gates_again, self.outputs_again, strict=True):
+            function = "tanh" if gate == "cell_gate" else "sigmoid"
+            yield gate, function, _present(grid, again), _present(getattr(self, gate), output_again)
+        yield "tanh_cy", "tanh", _present(self.tanh_input), _present(self.tanh_cy)
 
     def rows(self) -> Iterator[tuple[str, QParams | None]]:
-        """(name, grid) of every activation grid: the rows of the packed form, ``igates.input_gate`` for a gate of a part."""
-        for part in PARTS:
-            if part in PER_GATE_PARTS:
+        """(name, grid) of every activation grid: the rows of the packed form, ``igates.input_gate`` for a gate of a part.
+
+        First the parts; then, only in a cell that has any, the second grids.
+        """
+        has_second = any(grid for part in SECOND_GRIDS for grid in getattr(self, part))
+        for part in (*PARTS, *SECOND_GRIDS) if has_second else PARTS:
+            if part in (*PER_GATE_PARTS, *SECOND_GRIDS):
                 yield from ((f"{part}.{gate}", grid) for gate, grid in zip(GATES, getattr(self, part), strict=True))
             else:
                 yield part, getattr(self, part)
@@ -259,6 +283,7 @@ class CellQParams:
                 lines.append(f"{part:<22}{grid[0] or 'float32'}")
             else:
                 lines.extend(f"{part + '.' + gate:<22}{one or 'float32'}" for gate, one in zip(GATES, grid, strict=True))
+        lines.extend(f"{name:<22}{grid}" for name, grid in self.rows() if grid and name.startswith(SECOND_GRIDS))
         lines.extend(f"{name:<22}{getattr(self, name) or 'float32'}" for name in WEIGHTS)
         return "\n".join(lines)
 
@@ -267,7 +292,10 @@ GRID_FIELDS = ("scale", "inv_scale", "zero_point", "quant_min", "quant_max")
 
 
 def pack_grids(qparams: CellQParams) -> Tensor:
-    """float64 ``[25, 5]``: a row of :data:`GRID_FIELDS` for each of :meth:`CellQParams.rows`, zeros for float32."""
+    """float64 ``[25, 5]``: a row of :data:`GRID_FIELDS` for each of :meth:`CellQParams.rows`, zeros for float32.
+
+    A cell with second grids has 33 rows, the first 25 for the parts as in any other.
+    """
     rows = [[getattr(grid, field) if grid else 0.0 for field in GRID_FIELDS] for _, grid in qparams.rows()]
     return torch.tensor(rows, dtype=torch.float64)
 
@@ -279,6 +307,9 @@ def unpack_grids(grids: Tensor, weight_ih: WeightQParams | None, weight_hh: Weig
         ValueError: a tensor of another shape, or a row that is no valid grid (the message names the part).
     """
     names = [name for name, _ in CellQParams().rows()]
+    second_names = [f"{part}.{gate}" for part in SECOND_GRIDS for gate in GATES]
+    if grids.dim() == 2 and len(grids) == len(names) + len(second_names):
+        names += second_names
     if grids.shape != (len(names), len(GRID_FIELDS)):
         raise ValueError(f"grids must be [{len(names)}, {len(GRID_FIELDS)}], got {list(grids.shape)}")
     read: dict[str, QParams | None] = {}
@@ -293,5 +324,6 @@ def unpack_grids(grids: Tensor, weight_ih: WeightQParams | None, weight_hh: Weig
         except (ValueError, OverflowError) as error:
             raise ValueError(f"part {name}: {error}") from error
     fields: dict[str, object] = {part: read[part] for part in PARTS if part not in PER_GATE_PARTS}
-    fields |= {part: tuple(read[f"{part}.{gate}"] for gate in GATES) for part in PER_GATE_PARTS}
+    per_gate = (*PER_GATE_PARTS, *SECOND_GRIDS)
+    fields |= {part: tuple(read.get(f"{part}.{gate}") for gate in GATES) for part in per_gate}
     return CellQParams(**fields, weight_ih=weight_ih, weight_hh=weight_hh)  # type: ignore[arg-type]

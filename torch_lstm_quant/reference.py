@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from torch_lstm_quant.cell import Cell
-from torch_lstm_quant.qparams import CellQParams, QParams, WeightQParams
+from torch_lstm_quant.qparams import GATES, CellQParams, QParams, WeightQParams
 
 
 def lstm(
@@ -63,16 +63,23 @@ def _run_cell(cell: Cell, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tens
 def _update(qparams: CellQParams, gates: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
     """The pointwise half of a cell: gates ``[B, 4 * hidden_size]`` and the cell state to the new hidden and cell state."""
     i, f, g, o = gates.chunk(4, 1)
-    input_gate = _function("sigmoid", i, qparams.gates[0], qparams.input_gate)
-    forget_gate = _function("sigmoid", f, qparams.gates[1], qparams.forget_gate)
-    cell_gate = _function("tanh", g, qparams.gates[2], qparams.cell_gate)
-    output_gate = _function("sigmoid", o, qparams.gates[3], qparams.output_gate)
+    input_gate = _gate("sigmoid", i, qparams, 0)
+    forget_gate = _gate("sigmoid", f, qparams, 1)
+    cell_gate = _gate("tanh", g, qparams, 2)
+    output_gate = _gate("sigmoid", o, qparams, 3)
     fgate_cx = _on_grid(forget_gate * _on_grid(c, qparams.cx), qparams.fgate_cx)
     igate_cgate = _on_grid(input_gate * cell_gate, qparams.igate_cgate)
     cy = _on_grid(fgate_cx + igate_cgate, qparams.fgate_cx_igate_cgate)
     tanh_input = _on_grid(cy, qparams.tanh_cy_input)
     tanh_cy = _function("tanh", tanh_input, qparams.tanh_input, qparams.tanh_cy)
     return _on_grid(output_gate * tanh_cy, qparams.ogate_cy), cy
+
+
+def _gate(function: str, v: Tensor, qparams: CellQParams, gate: int) -> Tensor:
+    """One gate, with the second grids that torch.ao's own utilities put before and after its function."""
+    output_grid = getattr(qparams, GATES[gate])
+    value = _function(function, _on_grid(v, qparams.gates_again[gate]), qparams.gates[gate], output_grid)
+    return _on_grid(value, qparams.outputs_again[gate])
 
 
 def _on_grid(v: Tensor, grid: QParams | None) -> Tensor:
