@@ -1,0 +1,171 @@
+// What the kernels of an ISA compute, and what they may rely on: plain structs and one table of functions.
+//
+// scalar.cpp specifies every function; any other ISA gives the same bits. The arithmetic is docs/numerics.md:
+//
+//   steps(v, grid)   = clamp(rne(v * grid.inv_scale), grid.low, grid.high), NaN gives low; an integer, so never -0.0
+//   on_grid(v, grid) = steps(v, grid) * grid.scale, or v where the grid is absent
+//   sum              = the projection's exact integer sum rounded once to float32, or its float32 sum, k ascending
+//   projected        = on_grid(sum * multiplier + bias, projection.output[gate])
+//
+// each operation rounded to float32 on its own: no fused multiply-add.
+//
+// Padding contract
+// - Hidden units come in blocks of kUnits; the weights, multipliers and biases of units beyond hidden_size are zero.
+// - Every array of the packed blob starts at a multiple of kAlign bytes and may be read kAlign bytes beyond its end.
+// - Operand rows, igates, cell states and scratch start at multiples of kAlign bytes, and so do their rows. An operand
+// row
+//   may be read to the end of its stride: what lies beyond its depth is initialized but arbitrary, so integer weights
+//   there are zero, and float sums stop at depth.
+// - Rows of igates, c and h_next hold whole blocks, and a kernel writes whole blocks there. Rows of `output` hold
+// exactly
+//   hidden_size floats without alignment: nothing beyond may be written.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace lstm_quant {
+
+constexpr int kUnits = 16;               // hidden units in a block
+constexpr int kGates = 4;                // input, forget, cell and output gate, in this order
+constexpr int kBlock = kGates * kUnits;  // what a projection gives for one block: [gate][unit]
+constexpr int kGroup = 4;                // neighbouring bytes of a row that one 32-bit dot product takes
+constexpr int kDepthStep = 2 * kGroup;   // integer weights are padded with zero columns to a multiple of this
+constexpr size_t kAlign = 64;
+
+constexpr size_t round_up(size_t value, size_t multiple) {
+  return (value + multiple - 1) / multiple * multiple;
+}
+
+// A quantization grid in steps from its zero: low = quant_min - zero_point, high = quant_max - zero_point.
+struct Grid {
+  float scale = 0.0f;  // 0: the part has no grid, it stays float32
+  float inv_scale = 0.0f;
+  float low = 0.0f;
+  float high = 0.0f;
+  int32_t zero_point = 0;
+
+  bool present() const { return scale != 0.0f; }
+};
+
+// How a projection is summed. It decides what an operand row and the weights are:
+enum class Sums : uint32_t {
+  kInt8,   // operand uint8 steps - low;  weights int8  [block][padded_depth / 4][gate][unit][4]; the sum fits int32
+  kWide,   // operand int32 steps;        weights int8  as above, with zero points; the sum needs int64
+  kFloat,  // operand float32;            weights float [block][depth][gate][unit]
+};
+
+// A projection: sum over k of operand[k] * weight[k] for each unit and gate. Arrays are [block][gate][unit].
+struct Projection {
+  Sums sums = Sums::kFloat;
+  int32_t depth = 0;         // input_size or hidden_size
+  int32_t padded_depth = 0;  // depth rounded up to kDepthStep (kFloat: depth)
+  int32_t offset = 0;        // kInt8: sum = dot(operand, weights) + offset * weight_sums, modulo 2**32
+  const void* weights = nullptr;
+  size_t block_bytes = 0;                       // from the weights of a block to those of the next
+  const int32_t* weight_sums = nullptr;         // kInt8: sum of a unit's weights over k
+  const int32_t* weight_zero_points = nullptr;  // kWide: sum = sum over k of operand * (weight - zero point)
+  const float* multipliers = nullptr;           // scale of the operand * scale of the weights; 1 for kFloat
+  const float* biases = nullptr;
+  Grid output[kGates];  // part igates or hgates
+};
+
+// Evaluations that give every entry of a known table exactly: evaluators.h.
+enum class Evaluator : uint32_t { kNone, kSigmoid12, kTanh12, kTanh10 };
+constexpr int kEvaluators = 4;
+
+// Sigmoid or tanh.
+// - input present: the value is entry steps(v, input) - input.low of a table. It is either table[i] or, where table is
+// null,
+//   (table16[i] + output.low) * output.scale. An evaluator other than kNone gives the same values from the steps.
+// - input absent: on_grid(float_function(v), output), see float_function.h.
+struct Function {
+  bool is_tanh = false;
+  Evaluator evaluator = Evaluator::kNone;
+  Grid input;
+  Grid output;
+  const float* table = nullptr;
+  const uint16_t* table16 = nullptr;
+};
+
+constexpr int kTanhCy = kGates;  // index of the fifth function, tanh of the cell state
+
+// One direction of one layer. A step does for each row and unit, with g one of the gates i, f, c, o:
+//   gate[g]  = functions[g](igates[g] + projected by hidden[g])
+//   c        = on_grid(on_grid(gate[f] * on_grid(c, cx), fgate_cx) + on_grid(gate[i] * gate[c], igate_cgate), cell)
+//   tanh_cy  = functions[kTanhCy](on_grid(c, tanh_cy_input))
+//   h        = on_grid(gate[o] * tanh_cy, ogate_cy)
+//   output   = h
+//   h_next   = the operand that stands for h: steps(h, hx) as hidden.sums wants it, on_grid(h, hx) for kFloat
+// Products and sums are taken in the order written.
+struct Cell {
+  int32_t hidden_size = 0;
+  int32_t blocks = 0;
+  Projection input;
+  Projection hidden;
+  Function functions[kGates + 1];
+  Grid cx;  // absent where it equals `cell`, since c is on that grid already (the driver puts the first c there)
+  Grid fgate_cx;
+  Grid igate_cgate;
+  Grid cell;           // part fgate_cx_igate_cgate
+  Grid tanh_cy_input;  // absent where tanh reads `cell`'s own grid; functions[kTanhCy].input is the one that it reads
+  Grid ogate_cy;
+  Grid hx;
+  bool h_is_operand = false;  // hx equals ogate_cy: steps(h, hx) are the steps that h was rounded to
+};
+
+// Input projection of `rows` operand rows for the blocks [first_block, last_block): writes
+// igates[row * igates_stride + block * kBlock + gate * kUnits + unit] = projected.
+struct ProjectArgs {
+  const Projection* projection;
+  size_t rows;
+  const void* operand;
+  size_t operand_stride;  // bytes
+  float* igates;
+  size_t igates_stride;  // floats
+  int32_t first_block;
+  int32_t last_block;
+  void* scratch;  // scratch_bytes(rows, padded_depth), the calling thread's own
+};
+
+// One step of `rows` rows for the blocks [first_block, last_block), as Cell says. h and h_next never overlap.
+// All pointers are to block 0 of row 0; `descending` asks to walk the blocks backwards (what the cache still holds
+// first).
+struct StepArgs {
+  const Cell* cell;
+  size_t rows;
+  const void* h;    // operand of the hidden projection
+  size_t h_stride;  // bytes, of h and h_next
+  const float* igates;
+  size_t igates_stride;  // floats
+  float* c;              // read and written
+  size_t c_stride;       // floats
+  void* h_next;
+  float* output;
+  size_t output_stride;  // floats
+  int32_t first_block;
+  int32_t last_block;
+  bool descending;
+  void* scratch;  // scratch_bytes(rows, hidden.padded_depth), the calling thread's own
+};
+
+// Room for two copies of the operand rows in another form, a few words for each row, and a tile of sums.
+constexpr size_t scratch_bytes(size_t rows, size_t padded_depth) {
+  return rows * (2 * round_up(padded_depth, kAlign) + kAlign) + 16384;
+}
+
+struct Kernels {
+  const char* name;
+  // operand[i] = steps(values[i], grid) - grid.low; the grid has at most 256 values. No alignment, nothing else is
+  // touched.
+  void (*quantize)(const Grid& grid, const float* values, size_t count, uint8_t* operand);
+  void (*project)(const ProjectArgs& args);
+  void (*step)(const StepArgs& args);
+  // values[i] = what `evaluator` gives for steps[i] (integers within the table's grid): checked against the scalar
+  // evaluation over the whole grid before `step` is handed a Function with that evaluator. Null: no evaluators.
+  void (*evaluate)(Evaluator evaluator, const float* steps, size_t count, float* values);
+};
+
+extern const Kernels kScalarKernels;
+
+}  // namespace lstm_quant
