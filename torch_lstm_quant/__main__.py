@@ -1,0 +1,30 @@
+"""``python -m torch_lstm_quant``: what a bug report needs to say of the machine and the installation."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import version
+
+import torch
+
+from torch_lstm_quant import ops
+
+
+def main() -> None:
+    """Print versions, instruction sets and threads."""
+    rows = {
+        "torch_lstm_quant": version("torch_lstm_quant"),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "ISAs built": ", ".join(ops.isas_built()),
+        "ISAs usable here": ", ".join(ops.isas_usable()),
+        "ISA active": ops.isa_active(),
+        "threads": torch.get_num_threads(),
+    }
+    for name, value in rows.items():
+        print(f"{name:<18}{value}")
+
+
+if __name__ == "__main__":
+    main()

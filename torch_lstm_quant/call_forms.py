@@ -1,0 +1,127 @@
+"""The ways in which ``nn.LSTM`` can be called, brought to one form and back: shared by observed, reference and fused LSTMs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+States = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What ``nn.LSTM``'s constructor says of the shapes that a call takes and gives."""
+
+    input_size: int
+    hidden_size: int
+    num_layers: int
+    num_directions: int
+    batch_first: bool
+
+    @staticmethod
+    def of(lstm: nn.Module) -> Shape:
+        """The shape of a module that has ``nn.LSTM``'s attributes."""
+        directions = 2 if lstm.bidirectional else 1
+        return Shape(lstm.input_size, lstm.hidden_size, lstm.num_layers, directions, lstm.batch_first)  # type: ignore[arg-type]
+
+    def unpack(
+        self, input: object, hx: object, dtypes: Sequence[torch.dtype] = (torch.float32,)
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """``x`` ``[T, B, input_size]`` and the states ``[num_layers * num_directions, B, hidden_size]`` of a call.
+
+        Args:
+            input: ``[T, B, input_size]``, ``[B, T, input_size]`` with ``batch_first``, or unbatched ``[T, input_size]``.
+            hx: None or ``(h_0, c_0)``, each ``[num_layers * num_directions, B, hidden_size]``, without ``B`` if unbatched.
+            dtypes: what ``input`` and the states may be.
+
+        Raises:
+            TypeError: a value that is no tensor, a dtype, layout or device that is not supported.
+            ValueError: a shape that ``nn.LSTM`` would refuse too.
+        """
+        _check_tensor("input", input, dtypes)
+        assert isinstance(input, Tensor)
+        if input.dim() not in (2, 3):
+            raise ValueError(f"input must be 2-D (unbatched) or 3-D, got {input.dim()}-D {list(input.shape)}")
+        if input.shape[-1] != self.input_size:
+            raise ValueError(f"input's last dimension must be input_size={self.input_size}, got {list(input.shape)}")
+        x = input.unsqueeze(1) if input.dim() == 2 else input.transpose(0, 1) if self.batch_first else input
+        if x.shape[0] == 0:
+            raise ValueError(f"the sequence must have at least one step, as in nn.LSTM, got input {list(input.shape)}")
+        if hx is None:
+            return x, None, None
+        if not isinstance(hx, (tuple, list)) or len(hx) != 2:
+            got = f"{len(hx)} values" if isinstance(hx, (tuple, list)) else type(hx).__name__
+            raise TypeError(f"hx must be None or a tuple (h_0, c_0), got {got}")
+        h0, c0 = (self._state(name, state, input, x.shape[1], dtypes) for name, state in zip(("h_0", "c_0"), hx, strict=True))
+        return x, h0, c0
+
+    def _state(self, name: str, state: object, input: Tensor, batch: int, dtypes: Sequence[torch.dtype]) -> Tensor:
+        _check_tensor(name, state, dtypes)
+        assert isinstance(state, Tensor)
+        rows = self.num_layers * self.num_directions
+        unbatched = input.dim() == 2
+        needed = [rows, self.hidden_size] if unbatched else [rows, batch, self.hidden_size]
+        if list(state.shape) != needed:
+            raise ValueError(f"{name} must be {needed} for input {list(input.shape)}, got {list(state.shape)}")
+        return state.unsqueeze(1) if unbatched else state
+
+    def repack(self, input_dim: int, output: Tensor, h_n: Tensor, c_n: Tensor) -> tuple[Tensor, States]:
+        """What ``nn.LSTM`` would return for an input of ``input_dim`` dimensions."""
+        if input_dim == 2:
+            return output.squeeze(1), (h_n.squeeze(1), c_n.squeeze(1))
+        return output.transpose(0, 1) if self.batch_first else output, (h_n, c_n)
+
+
+def _check_tensor(name: str, value: object, dtypes: Sequence[torch.dtype]) -> None:
+    if isinstance(value, PackedSequence):
+        raise TypeError(f"{name} must be a tensor, got PackedSequence: pad it (torch.nn.utils.rnn.pad_packed_sequence) first")
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+    if value.dtype not in dtypes:
+        allowed = " or ".join(str(dtype) for dtype in dtypes)
+        raise TypeError(f"{name} must be {allowed}, got {value.dtype}: convert it, e.g. with .to({dtypes[0]})")
+    if value.device.type not in ("cpu", "meta"):
+        raise TypeError(f"{name} must be on the CPU, got a tensor on {value.device}: move it with .cpu()")
+    if value.layout != torch.strided:
+        raise TypeError(f"{name} must be a dense tensor, got layout {value.layout}")
+
+
+def run_cells(
+    layers: Sequence[Sequence[nn.Module]], x: Tensor, h0: Tensor | None, c0: Tensor | None, hidden_size: int, dropout: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A stack of cells, one step after the other, as ``nn.LSTM`` runs it.
+
+    Args:
+        layers: a list of layers, each a list of one or two directions: modules ``cell(x, (h, c)) -> (h, c)``.
+        x: ``[T, B, input_size]``.
+        h0, c0: ``[num_layers * num_directions, B, hidden_size]``, zeros if None.
+        hidden_size: of every cell.
+        dropout: probability of an element to be zeroed between layers.
+
+    Returns:
+        output ``[T, B, num_directions * hidden_size]``, h_n and c_n, shaped as ``h0``.
+    """
+    directions = len(layers[0])
+    zeros = x.new_zeros(len(layers) * directions, x.shape[1], hidden_size)
+    h0, c0 = zeros if h0 is None else h0, zeros if c0 is None else c0
+    h_n, c_n = [], []
+    for layer, cells in enumerate(layers):
+        outputs = []
+        for direction, cell in enumerate(cells):
+            index = layer * directions + direction
+            steps, h, c = x.flip(0) if direction else x, h0[index], c0[index]
+            output = []
+            for step in steps:
+                h, c = cell(step, (h, c))
+                output.append(h)
+            outputs.append(torch.stack(output[::-1] if direction else output))
+            h_n.append(h)
+            c_n.append(c)
+        x = torch.cat(outputs, dim=2)
+        if dropout and layer + 1 < len(layers):
+            x = nn.functional.dropout(x, dropout)
+    return x, torch.stack(h_n), torch.stack(c_n)

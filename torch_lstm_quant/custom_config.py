@@ -1,0 +1,158 @@
+"""What plain ``prepare_fx``, ``prepare_qat_fx`` and ``convert_fx`` need to quantize LSTMs along with the rest of a model.
+
+::
+
+    mapping = qconfig_mapping(LSTMQConfig.int8(), get_default_qconfig_mapping("x86"))
+    prepared = prepare_fx(model, mapping, example_inputs, prepare_custom_config())
+    for batch in calibration_batches:
+        prepared(batch)
+    quantized = convert_fx(prepared, convert_custom_config(backend="fused"))
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import nn
+from torch.ao.quantization import QConfigMapping
+from torch.ao.quantization.backend_config import BackendConfig, BackendPatternConfig, DTypeConfig, get_native_backend_config
+from torch.ao.quantization.fx.custom_config import ConvertCustomConfig, PrepareCustomConfig
+from torch.ao.quantization.quant_type import QuantType
+
+from torch_lstm_quant.lowering import lower_lstm
+from torch_lstm_quant.observed import ObservedLSTM, ReferenceLSTM
+from torch_lstm_quant.qconfig import LSTMQConfig
+
+Backend = Literal["fused", "reference"]
+BACKENDS: tuple[Backend, Backend] = ("fused", "reference")
+
+CELL_OPS = (nn.Sigmoid, nn.Tanh, torch.sigmoid, torch.tanh, torch.add, torch.mul)
+"""The ops of a cell, beside its two linears."""
+
+CELL_DTYPES = (torch.quint8, torch.qint8, torch.qint32, torch.uint8, torch.int8, torch.int16, torch.int32)
+"""What a part of a cell may be stored as: the kernel reads any grid up to 16 bits, whatever holds it."""
+
+
+def qconfig_mapping(
+    qconfig: LSTMQConfig, base: QConfigMapping | None = None, *, lstm_classes: Sequence[type[nn.LSTM]] = (nn.LSTM,)
+) -> QConfigMapping:
+    """A ``QConfigMapping`` that quantizes every LSTM by ``qconfig``, and all else as ``base`` says (None: not at all).
+
+    For LSTMs that differ, name them: ``mapping.set_module_name("encoder.lstm", other_qconfig.as_qconfig())``.
+
+    Args:
+        qconfig: the configuration.
+        base: is copied, not changed.
+        lstm_classes: the model's subclasses of ``nn.LSTM``, as FX goes by exact class.
+
+    Raises:
+        TypeError: an argument of another type.
+    """
+    _check(qconfig, LSTMQConfig, "qconfig")
+    mapping = copy.deepcopy(base) if base is not None else QConfigMapping()
+    _check(mapping, QConfigMapping, "base")
+    for lstm_class in lstm_classes:
+        mapping.set_object_type(lstm_class, qconfig.as_qconfig())
+    return mapping
+
+
+def prepare_custom_config(
+    qconfig: LSTMQConfig | None = None,
+    base: PrepareCustomConfig | None = None,
+    *,
+    lstm_classes: Sequence[type[nn.LSTM]] = (nn.LSTM,),
+) -> PrepareCustomConfig:
+    """A ``PrepareCustomConfig`` that observes LSTMs; pass it to ``prepare_fx`` or ``prepare_qat_fx``.
+
+    Args:
+        qconfig: for LSTMs to which the ``QConfigMapping`` gives an ordinary ``QConfig``; those of ``qconfig_mapping``
+            carry their own. Without it such an LSTM is an error.
+        base: is copied, not changed.
+        lstm_classes: the model's subclasses of ``nn.LSTM``, as FX goes by exact class.
+
+    Raises:
+        TypeError: an argument of another type.
+    """
+    config = copy.deepcopy(base) if base is not None else PrepareCustomConfig()
+    _check(config, PrepareCustomConfig, "base")
+    for lstm_class in lstm_classes:
+        config.set_float_to_observed_mapping(lstm_class, _Observer(qconfig))  # type: ignore[arg-type]
+    return config
+
+
+def convert_custom_config(backend: Backend = "fused", base: ConvertCustomConfig | None = None) -> ConvertCustomConfig:
+    """A ``ConvertCustomConfig`` that converts observed LSTMs; pass it to ``convert_fx``.
+
+    Args:
+        backend: ``"fused"`` for the kernel, ``"reference"`` for graphs of explicit quantize and dequantize ops.
+        base: is copied, not changed.
+
+    Raises:
+        ValueError: an unknown backend.
+        TypeError: ``base`` of another type.
+    """
+    converter = Converter(backend)
+    config = copy.deepcopy(base) if base is not None else ConvertCustomConfig()
+    _check(config, ConvertCustomConfig, "base")
+    # an observed LSTM's own qconfig has float activations and int8 weights, which torch.ao calls weight-only
+    return config.set_observed_to_quantized_mapping(ObservedLSTM, converter, QuantType.WEIGHT_ONLY)  # type: ignore[arg-type]
+
+
+def backend_config(base: BackendConfig | None = None) -> BackendConfig:
+    """A ``BackendConfig`` that says what the fused LSTM supports: :data:`CELL_DTYPES` for every op of a cell.
+
+    ``prepare_fx`` and ``convert_fx`` need it only for a model that holds observed cells of its own making; the two utilities
+    of ``lstm_utils`` take it to check what they are asked for.
+
+    Args:
+        base: is copied, not changed; torch's native backend if None.
+
+    Raises:
+        TypeError: ``base`` of another type.
+    """
+    config = copy.deepcopy(base) if base is not None else get_native_backend_config()
+    _check(config, BackendConfig, "base")
+    patterns = {pattern.pattern: pattern for pattern in config.configs}
+    for op in CELL_OPS:
+        pattern = patterns.get(op) or BackendPatternConfig(op)
+        for dtype in CELL_DTYPES:
+            pattern.add_dtype_config(DTypeConfig(input_dtype=dtype, output_dtype=dtype))
+        config.set_backend_pattern_config(pattern)
+    return config
+
+
+class _Observer:
+    """What torch.ao's mapping from float to observed classes asks for: something with ``from_float``."""
+
+    def __init__(self, qconfig: LSTMQConfig | None) -> None:
+        if qconfig is not None:
+            _check(qconfig, LSTMQConfig, "qconfig")
+        self.qconfig = qconfig
+
+    def from_float(self, lstm: nn.LSTM) -> ObservedLSTM:
+        return ObservedLSTM.from_float(lstm, self.qconfig)
+
+
+class Converter:
+    """What torch.ao's mapping from observed to quantized classes asks for: something with ``from_observed``.
+
+    Raises:
+        ValueError: an unknown backend.
+    """
+
+    def __init__(self, backend: str) -> None:
+        if backend not in BACKENDS:
+            raise ValueError(f"backend must be one of {', '.join(map(repr, BACKENDS))}, got {backend!r}")
+        self.backend = backend
+
+    def from_observed(self, observed: ObservedLSTM) -> nn.Module:
+        reference = ReferenceLSTM.from_observed(observed)
+        return lower_lstm(reference, observed.where) if self.backend == "fused" else reference
+
+
+def _check(value: object, kind: type, name: str) -> None:
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} must be a {kind.__name__}, got {type(value).__name__}")

@@ -1,0 +1,188 @@
+"""The fused LSTM: ``nn.LSTM``'s call forms in front of one call of the kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from torch_lstm_quant import ops
+from torch_lstm_quant.call_forms import Shape, States
+from torch_lstm_quant.cell import Cell
+from torch_lstm_quant.qparams import QParams, WeightQParams, pack_grids, unpack_grids
+
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32)
+
+
+class LSTM(nn.Module):
+    """A stack of quantized LSTM layers, computed in integers by one call of the fused kernel.
+
+    It is called as ``nn.LSTM`` is, float32 in and out. Inference only, on the CPU. Made by ``quantize``, ``convert_fx`` or
+    ``lower``, seldom by hand.
+
+    Args:
+        layers: a list of layers, each a list of one or two directions.
+        batch_first: as in ``nn.LSTM``.
+        dropout: kept for ``repr``; nothing is dropped at inference.
+
+    Raises:
+        ValueError: cells whose sizes do not fit together.
+    """
+
+    __constants__ = ("input_size", "hidden_size", "num_layers", "bidirectional", "batch_first")
+    proj_size = 0
+    _packed: Tensor
+
+    def __init__(self, layers: Sequence[Sequence[Cell]], *, batch_first: bool = False, dropout: float = 0.0) -> None:
+        super().__init__()
+        _check_layers(layers)
+        self.input_size = layers[0][0].input_size
+        self.hidden_size = layers[0][0].hidden_size
+        self.num_layers = len(layers)
+        self.bidirectional = len(layers[0]) == 2
+        self.batch_first = batch_first
+        self.dropout = dropout
+        self.bias = any(bool(b.any()) for cells in layers for cell in cells for b in (cell.bias_ih, cell.bias_hh))
+        self._shape = Shape.of(self)
+        self._limits: dict[str, tuple[int, int]] = {}
+        for suffix, cell in zip(self._suffixes(), (cell for cells in layers for cell in cells), strict=True):
+            self._register(suffix, cell)
+        self.register_buffer("_packed", ops.pack(self.cells()), persistent=False)
+
+    def forward(self, input: Tensor, hx: States | None = None) -> tuple[Tensor, States]:
+        """``output, (h_n, c_n)`` as ``nn.LSTM`` returns them, all float32.
+
+        Args:
+            input: float32 ``[T, B, input_size]``, ``[B, T, input_size]`` with ``batch_first``, or ``[T, input_size]``.
+            hx: None (zeros) or ``(h_0, c_0)``, float32 ``[num_layers * num_directions, B, hidden_size]`` or without ``B``.
+
+        Raises:
+            TypeError, ValueError: a call that ``nn.LSTM`` would refuse too, or tensors that are not float32 on the CPU.
+            RuntimeError: in training mode with an input that requires a gradient.
+        """
+        if self.training and torch.is_grad_enabled() and getattr(input, "requires_grad", False):
+            raise RuntimeError(
+                "a fused LSTM is for inference only, got an input that requires a gradient in training mode: "
+                "train before converting (prepare(..., LSTMQConfig.int8(qat=True))), or call eval() or torch.no_grad()"
+            )
+        x, h0, c0 = self._shape.unpack(input, hx)
+        output, h_n, c_n = ops.lstm(x, h0, c0, self._packed, self._shape)
+        return self._shape.repack(input.dim(), output, h_n, c_n)
+
+    def forward_integers(self, input: Tensor, hx: States | None = None) -> tuple[Tensor, States]:
+        """As ``forward``, on plain integers: those of the grids that ``cells()`` names.
+
+        Args:
+            input: integers on the grid of layer 0's part ``x``, shaped as for ``forward``.
+            hx: None (the integers that stand for zero) or integers on the grids of ``hx`` and ``cx`` of each cell.
+
+        Returns:
+            ``output, (h_n, c_n)`` on the grids of ``ogate_cy`` and ``fgate_cx_igate_cgate`` (float32 where the cell state
+            has no grid), each in the smallest of uint8, int8, int16 and int32 that holds all its grids.
+
+        Raises:
+            ValueError: ``x``, ``hx`` or ``ogate_cy`` have no grid, or the directions' ``x`` differ.
+        """
+        cells = [cell.qparams for layer in self.cells() for cell in layer]
+        first = cells[: self._shape.num_directions]
+        if any(cell.x is None or cell.x != first[0].x for cell in first):
+            raise ValueError(f"integer input needs one grid for part x of layer 0, got {[str(cell.x) for cell in first]}")
+        if any(cell.ogate_cy is None for cell in cells):
+            raise ValueError("integer output needs a grid for part ogate_cy of every cell, got float32")
+        x, h0, c0 = self._shape.unpack(input, hx, INTEGERS)
+        h_dtype = _common_dtype([cell.ogate_cy for cell in cells])
+        c_dtype = _common_dtype([cell.fgate_cx_igate_cgate for cell in cells])
+        output, h_n, c_n = ops.lstm(x, h0, c0, self._packed, self._shape, h_dtype, c_dtype)
+        return self._shape.repack(input.dim(), output, h_n, c_n)
+
+    def cells(self) -> list[list[Cell]]:
+        """The cells, layer by layer, each layer's directions in order: all qparams, integer weights and biases."""
+        cells = [self._cell(suffix) for suffix in self._suffixes()]
+        directions = self._shape.num_directions
+        return [cells[i : i + directions] for i in range(0, len(cells), directions)]
+
+    def flatten_parameters(self) -> None:
+        """Does nothing: there for models that call it, as they may on ``nn.LSTM``."""
+
+    def extra_repr(self) -> str:
+        words = [f"{self.input_size}, {self.hidden_size}"]
+        defaults = {"num_layers": 1, "bidirectional": False, "batch_first": False, "dropout": 0.0}
+        words += [f"{name}={getattr(self, name)}" for name, default in defaults.items() if getattr(self, name) != default]
+        qparams = self.cells()[0][0].qparams
+        parts = ("x", "ogate_cy", "fgate_cx_igate_cgate")
+        words += [f"{part}={_width(getattr(qparams, part))}" for part in parts]
+        words += [f"gates={_width(qparams.gates[0])}", f"weights={'int8' if qparams.weight_hh else 'float32'}"]
+        return ", ".join([*words, f"kernel={ops.isa_active()}"])
+
+    def _suffixes(self) -> list[str]:
+        """``l0``, ``l0_reverse``, ``l1``, ...: as ``nn.LSTM`` names its parameters."""
+        directions = ("", "_reverse") if self.bidirectional else ("",)
+        return [f"l{layer}{direction}" for layer in range(self.num_layers) for direction in directions]
+
+    def _register(self, suffix: str, cell: Cell) -> None:
+        self.register_buffer(f"grids_{suffix}", pack_grids(cell.qparams))
+        for side in ("ih", "hh"):
+            self.register_buffer(f"weight_{side}_{suffix}", getattr(cell, f"weight_{side}").contiguous())
+            self.register_buffer(f"bias_{side}_{suffix}", getattr(cell, f"bias_{side}").contiguous())
+            grid: WeightQParams | None = getattr(cell.qparams, f"weight_{side}")
+            if grid is not None:
+                self.register_buffer(f"weight_{side}_scale_{suffix}", grid.scale)
+                self.register_buffer(f"weight_{side}_zero_point_{suffix}", grid.zero_point)
+                self._limits[f"weight_{side}_{suffix}"] = (grid.quant_min, grid.quant_max)
+
+    def _cell(self, suffix: str) -> Cell:
+        def weight_grid(side: str) -> WeightQParams | None:
+            if f"weight_{side}_{suffix}" not in self._limits:
+                return None
+            scale, zero_point = (getattr(self, f"weight_{side}_{name}_{suffix}") for name in ("scale", "zero_point"))
+            return WeightQParams(scale, zero_point, *self._limits[f"weight_{side}_{suffix}"])
+
+        qparams = unpack_grids(getattr(self, f"grids_{suffix}"), weight_grid("ih"), weight_grid("hh"))
+        return Cell(qparams, *(getattr(self, f"{name}_{suffix}") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")))
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        # the blob is derived from what was loaded; cells() refuses grids and weights that do not fit together
+        self._packed = ops.pack(self.cells())
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LSTM:
+        moved = fn(torch.zeros(1))
+        if moved.dtype != torch.float32 or moved.device.type not in ("cpu", "meta"):
+            raise TypeError(
+                f"a fused LSTM runs in integers and float32 on the CPU, cannot be moved to {moved.dtype} on {moved.device}: "
+                "move the model before quantizing, or its other modules one by one"
+            )
+        return super()._apply(fn, recurse)  # type: ignore[return-value]
+
+
+def _check_layers(layers: Sequence[Sequence[Cell]]) -> None:
+    if not layers or not layers[0]:
+        raise ValueError("an LSTM needs at least one layer of one cell, got none")
+    directions, hidden_size = len(layers[0]), layers[0][0].hidden_size
+    for index, cells in enumerate(layers):
+        needed = layers[0][0].input_size if index == 0 else directions * hidden_size
+        if len(cells) != directions or directions > 2:
+            raise ValueError(f"every layer must have the same 1 or 2 directions, got {[len(cells) for cells in layers]}")
+        for direction, cell in enumerate(cells):
+            if cell.hidden_size != hidden_size or cell.input_size != needed:
+                raise ValueError(
+                    f"layer {index} direction {direction} must have input_size={needed}, hidden_size={hidden_size}, "
+                    f"got {cell.input_size}, {cell.hidden_size}"
+                )
+
+
+def _common_dtype(grids: Sequence[QParams | None]) -> torch.dtype | None:
+    """The smallest dtype that holds all grids, None for float32."""
+    if any(grid is None for grid in grids):
+        return None
+    for dtype in INTEGERS:
+        info = torch.iinfo(dtype)
+        if all(grid and info.min <= grid.quant_min and grid.quant_max <= info.max for grid in grids):
+            return dtype
+    raise AssertionError("a grid lies within int32")
+
+
+def _width(grid: QParams | None) -> str:
+    return f"{grid.bits} bit" if grid else "float32"

@@ -1,0 +1,170 @@
+"""The stages between a float and a fused LSTM: observed (an observer at every part) and reference (quantize, dequantize).
+
+Both are built as torch.ao's are, with a cell at ``layers[i].layer_fw.cell`` and ``layer_bw.cell``. They take every call form
+of ``nn.LSTM`` and have float32 in and out: quantization happens inside the cells.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.ao.quantization import FakeQuantizeBase, PlaceholderObserver, QConfig, default_weight_observer
+
+from torch_lstm_quant.call_forms import Shape, States, run_cells
+from torch_lstm_quant.cell_graph import OBSERVER, convert_cell, observe_cell
+from torch_lstm_quant.lstm_utils import _assemble, _float_cell
+from torch_lstm_quant.observed_grid import read_grid, without_warning
+from torch_lstm_quant.observers import BoundaryObserver, cut_projections
+from torch_lstm_quant.qconfig import DIRECTIONS, LSTMQConfig
+from torch_lstm_quant.qparams import MAX_STEPS, QParams
+from torch_lstm_quant.signal_loss import SignalHistogram, describe_loss
+
+_FLOAT32 = PlaceholderObserver.with_args(dtype=torch.float32)
+
+FLOAT_BOUNDARY = QConfig(activation=_FLOAT32, weight=default_weight_observer)
+"""What an observed LSTM's own qconfig says: float activations, so that ``convert_fx`` swaps it and rewires nothing."""
+
+
+class LossWarning(UserWarning):
+    """A part's grid loses the signal that calibration saw."""
+
+
+class ObservedLSTM(torch.ao.nn.quantizable.LSTM):
+    """``nn.LSTM`` with an observer or fake quantize at every part that an ``LSTMQConfig`` names. Made by ``from_float``.
+
+    In training mode (with a ``qat=True`` configuration) it trains; in eval mode its calls are the calibration.
+    """
+
+    where: str
+    calls: int
+
+    @classmethod
+    def from_float(cls, other: nn.LSTM, qconfig: LSTMQConfig | None = None, where: str = "") -> ObservedLSTM:
+        """Observe ``other``, which is not changed and shares nothing with the result.
+
+        Args:
+            other: a float LSTM on the CPU.
+            qconfig: what to observe where ``other.qconfig``, which torch.ao's flow puts there, has no ``LSTMQConfig``.
+            where: the module path, for messages.
+
+        Raises:
+            ValueError: no ``LSTMQConfig``, ``proj_size``, or parameters that are not finite float32.
+            TypeError: ``other`` is no ``nn.LSTM``.
+        """
+        if not isinstance(other, nn.LSTM):
+            raise TypeError(f"{where or 'module'} must be an nn.LSTM, got {type(other).__name__}")
+        where = f"LSTM {where!r}" if where else f"LSTM({other.input_size}, {other.hidden_size})"
+        config = _qconfig_of(other) or qconfig
+        if config is None:
+            raise ValueError(
+                f"{where}: its qconfig must come from LSTMQConfig.as_qconfig(), got {getattr(other, 'qconfig', None)}: use "
+                "torch_lstm_quant.qconfig_mapping(qconfig, base), or name a default in prepare_custom_config(qconfig)"
+            )
+        _check_parameters(other, where)
+
+        def cell(layer: int, direction: int) -> nn.Module:
+            constructors = _constructors(config.for_cell(layer, DIRECTIONS[direction]))
+            place = f"{where}, layer {layer}, {DIRECTIONS[direction]} direction"
+            return _watch(observe_cell(_float_cell(other, layer, direction, split_gates=False), constructors, place))
+
+        observed: ObservedLSTM = _assemble(cls, other, cell)
+        observed.qconfig = FLOAT_BOUNDARY
+        observed.where, observed.calls = where, 0
+        return observed.train(other.training)
+
+    def forward(self, input: Tensor, hx: States | None = None) -> tuple[Tensor, States]:
+        shape = Shape.of(self)
+        x, h0, c0 = shape.unpack(input, hx)
+        for name, value in (("input", x), ("h_0", h0), ("c_0", c0)):
+            if value is not None and not torch.isfinite(value).all():
+                raise ValueError(f"{self.where}: {name} must be finite during calibration and training, got NaN or infinities")
+        self.calls += 1
+        dropout = self.dropout if self.training else 0.0
+        return shape.repack(input.dim(), *run_cells(cells_of(self), x, h0, c0, self.hidden_size, dropout))
+
+    def flatten_parameters(self) -> None:
+        """Does nothing: there for models that call it, as they may on ``nn.LSTM``."""
+
+
+class ReferenceLSTM(torch.ao.nn.quantized.LSTM):
+    """The converted LSTM as graphs of explicit quantize and dequantize ops: the definition that the fused LSTM implements."""
+
+    @classmethod
+    def from_observed(cls, other: ObservedLSTM) -> ReferenceLSTM:
+        """Convert a calibrated or trained LSTM; warn of parts whose grids lose the signal that calibration saw.
+
+        Raises:
+            ValueError: it never ran, or an observer gives an impossible grid (the message names layer, direction and part).
+        """
+        if not other.calls:
+            raise ValueError(f"{other.where} never ran: call the prepared model on calibration data before converting it")
+        cells = cells_of(other)
+        for cell in (cell for layer in cells for cell in layer):
+            cut_projections(*(getattr(cell, OBSERVER + part, None) for part in ("igates", "hgates")))
+            for loss in _losses(cell):
+                warnings.warn(loss, LossWarning, stacklevel=2)
+        reference: ReferenceLSTM = _assemble(cls, other, lambda layer, direction: convert_cell(cells[layer][direction]))
+        return reference.eval()
+
+    def forward(self, input: Tensor, hx: States | None = None) -> tuple[Tensor, States]:
+        shape = Shape.of(self)
+        x, h0, c0 = shape.unpack(input, hx)
+        # torch warns that quantized tensors will go: its reference Linear makes one of the weight
+        with without_warning("torch.quantize_per_tensor, torch.quantize_per_channel"):
+            return shape.repack(input.dim(), *run_cells(cells_of(self), x, h0, c0, self.hidden_size, dropout=0.0))
+
+    def flatten_parameters(self) -> None:
+        """Does nothing: there for models that call it, as they may on ``nn.LSTM``."""
+
+
+def cells_of(lstm: nn.Module) -> list[list[nn.Module]]:
+    """The cells of an LSTM built as torch.ao's are: a list of layers, each a list of one or two directions."""
+    directions = ("layer_fw", "layer_bw") if lstm.bidirectional else ("layer_fw",)
+    return [[getattr(layer, direction).cell for direction in directions] for layer in lstm.layers]  # type: ignore[union-attr]
+
+
+def _qconfig_of(lstm: nn.LSTM) -> LSTMQConfig | None:
+    """The configuration that torch.ao's flow attached to a float LSTM, if it is one of ours."""
+    qconfig = getattr(lstm, "qconfig", None)
+    boundary = qconfig.activation() if qconfig is not None else None
+    return boundary.lstm_qconfig if isinstance(boundary, BoundaryObserver) else None
+
+
+def _check_parameters(lstm: nn.LSTM, where: str) -> None:
+    if lstm.proj_size:
+        raise ValueError(f"{where}: an LSTM with proj_size={lstm.proj_size} cannot be quantized yet, needed proj_size=0")
+    for name, parameter in lstm.named_parameters():
+        if parameter.dtype != torch.float32 or parameter.device.type != "cpu":
+            got = f"{parameter.dtype} on {parameter.device}"
+            raise ValueError(f"{where}: {name} must be torch.float32 on the CPU, got {got}: call float() and cpu() first")
+        if not torch.isfinite(parameter).all():
+            raise ValueError(f"{where}: {name} must be finite, got NaN or infinities")
+
+
+def _constructors(config: LSTMQConfig) -> dict[str, object]:
+    """The constructor of each part; None where it stays float32."""
+    return dict(config.parts())
+
+
+def _watch(cell: nn.Module) -> nn.Module:
+    """Count what each observer of a cell is shown, to tell afterwards what its grid loses."""
+    for name, observer in cell.named_children():
+        if name.startswith(OBSERVER) and not isinstance(observer, FakeQuantizeBase):
+            observer.register_forward_pre_hook(SignalHistogram())
+    return cell
+
+
+def _losses(cell: nn.Module) -> Iterator[str]:
+    """What the grids of an observed cell lose, in words."""
+    where = cell.meta["where"]  # type: ignore[index]
+    for name, observer in cell.named_children():
+        for histogram in observer._forward_pre_hooks.values():
+            grid = read_grid(observer, f"{where}, part {name.removeprefix(OBSERVER)}")
+            if isinstance(histogram, SignalHistogram) and grid.quant_max - grid.quant_min <= MAX_STEPS:
+                qparams = QParams(float(grid.scale), int(grid.zero_point), grid.quant_min, grid.quant_max)
+                loss = describe_loss(name.removeprefix(OBSERVER), histogram, qparams)
+                if loss:
+                    yield f"{where}, {loss}"

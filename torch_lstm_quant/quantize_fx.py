@@ -1,0 +1,152 @@
+"""The calls a user makes: ``quantize``, or its steps ``prepare`` and ``convert``.
+
+They swap the LSTMs of a model one by one and leave everything else as it is, so they work for models that FX cannot trace.
+For models that are quantized as a whole, ``custom_config`` has what ``prepare_fx`` and ``convert_fx`` need.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from torch_lstm_quant.custom_config import Converter
+from torch_lstm_quant.observed import ObservedLSTM
+from torch_lstm_quant.qconfig import LSTMQConfig
+
+QConfigs = LSTMQConfig | Mapping[str | type[nn.LSTM], LSTMQConfig | None]
+"""One configuration for every LSTM, or configurations by module path or class: a path wins, "" is for the rest."""
+
+
+def quantize(
+    model: nn.Module,
+    calibration_batches: Iterable[Any],
+    qconfig: QConfigs | None = None,
+    backend: str = "fused",
+    *,
+    progress: bool | None = None,
+) -> nn.Module:
+    """A copy of ``model`` in which every ``nn.LSTM`` is quantized, calibrated on ``calibration_batches``; in eval mode.
+
+    Args:
+        model: any module on the CPU, traceable or not; an ``nn.LSTM`` too. It is left as it is.
+        calibration_batches: typical inputs: a tensor is passed to the model as it is, a tuple or list as its arguments, a
+            dict as its keyword arguments. Ten batches or so that cover the range of real use are enough.
+        qconfig: how to quantize; ``LSTMQConfig.int8()`` if None. A mapping from module paths or classes to configurations
+            (None: stays float) tells LSTMs apart; those that no key names stay float, unless "" gives them one.
+        backend: ``"fused"`` for the kernel, ``"reference"`` for graphs of explicit quantize and dequantize ops.
+        progress: show a progress bar; None: in a terminal, when calibration takes longer than two seconds. Needs tqdm.
+
+    Raises:
+        ValueError: no LSTM, no batch, an LSTM that no batch reached, NaN or infinities in its inputs, an unknown backend.
+        TypeError: a model or configuration of the wrong type.
+        ImportError: ``progress=True`` without tqdm.
+    """
+    Converter(backend)  # an unknown backend is an error now, not after the calibration
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
+    prepared = prepare(model, qconfig).eval()
+    count = 0
+    with torch.no_grad():
+        for batch in _with_progress(calibration_batches, progress):
+            _call(prepared, batch)
+            count += 1
+    if not count:
+        raise ValueError("calibration_batches must hold at least one batch, got none (an iterator that was used up?)")
+    return convert(prepared, backend)
+
+
+def prepare(model: nn.Module, qconfig: QConfigs | None = None) -> nn.Module:
+    """A copy of ``model`` with an observer or fake quantize at every part of its LSTMs.
+
+    Call it on calibration data in eval mode (or train it, with a ``qat=True`` configuration), then ``convert`` it.
+
+    Args:
+        model, qconfig: as for :func:`quantize`.
+
+    Raises:
+        ValueError: no LSTM to quantize, a key of ``qconfig`` that matches none, an LSTM that cannot be quantized.
+        TypeError: a configuration of the wrong type.
+    """
+    choose = _chooser(model, LSTMQConfig.int8() if qconfig is None else qconfig)
+
+    def observe(path: str, module: nn.Module) -> nn.Module | None:
+        config = choose(path, module)
+        return ObservedLSTM.from_float(module, config, path) if config else None  # type: ignore[arg-type]
+
+    return _swap(model, nn.LSTM, observe)
+
+
+def convert(model: nn.Module, backend: str = "fused") -> nn.Module:
+    """A copy of a prepared and calibrated ``model`` with its observed LSTMs converted.
+
+    Args:
+        model: what :func:`prepare` gave, run on calibration data or trained.
+        backend: as for :func:`quantize`.
+
+    Raises:
+        ValueError: no observed LSTM, one that never ran or cannot be converted, an unknown backend.
+    """
+    converter = Converter(backend)
+    return _swap(model, ObservedLSTM, lambda path, module: converter.from_observed(module))  # type: ignore[arg-type]
+
+
+def _swap(model: nn.Module, kind: type[nn.Module], replace: Callable[[str, nn.Module], nn.Module | None]) -> nn.Module:
+    """A copy of ``model`` with what ``replace`` gives for each module of ``kind``, where that is not None."""
+    found = {module: path for path, module in model.named_modules() if isinstance(module, kind)}
+    if not found:
+        names = sorted({type(module).__name__ for module in model.modules()})
+        raise ValueError(f"the model must contain a {kind.__name__}, found only {', '.join(names)}")
+    swapped = {module: replace(path, module) for module, path in found.items()}
+    # what is replaced need not be copied: deepcopy takes the replacements as the copies that it has already made
+    return copy.deepcopy(model, {id(module): new for module, new in swapped.items() if new is not None})
+
+
+def _chooser(model: nn.Module, qconfig: QConfigs) -> Callable[[str, nn.Module], LSTMQConfig | None]:
+    """A function from an LSTM's path and module to its configuration."""
+    if isinstance(qconfig, LSTMQConfig):
+        return lambda path, module: qconfig
+    if not isinstance(qconfig, Mapping):
+        raise TypeError(f"qconfig must be an LSTMQConfig or a mapping of them, got {type(qconfig).__name__}")
+    lstms = {path: module for path, module in model.named_modules(remove_duplicate=False) if isinstance(module, nn.LSTM)}
+    for key, config in qconfig.items():
+        if config is not None and not isinstance(config, LSTMQConfig):
+            raise TypeError(f"qconfig[{key!r}] must be an LSTMQConfig or None (stays float), got {type(config).__name__}")
+        matches = key == "" or key in lstms or (isinstance(key, type) and any(isinstance(m, key) for m in lstms.values()))
+        if not matches:
+            raise ValueError(f"qconfig names {key!r}, which is no LSTM of the model: it has {', '.join(map(repr, lstms))}")
+    by_path = {module: qconfig[path] for path, module in lstms.items() if path in qconfig}
+
+    def choose(path: str, module: nn.Module) -> LSTMQConfig | None:
+        if module in by_path:
+            return by_path[module]
+        kinds = [kind for kind in type(module).__mro__ if kind in qconfig]
+        return qconfig[kinds[0]] if kinds else qconfig.get("")
+
+    return choose
+
+
+def _call(model: nn.Module, batch: Any) -> None:
+    if isinstance(batch, Mapping):
+        model(**batch)
+    elif isinstance(batch, (tuple, list)):
+        model(*batch)
+    else:
+        model(batch)
+
+
+def _with_progress(batches: Iterable[Any], progress: bool | None) -> Iterable[Any]:
+    if progress is False:
+        return batches
+    try:
+        from tqdm import tqdm
+    except ImportError as error:
+        if progress:
+            raise ImportError("progress=True needs tqdm: pip install tqdm") from error
+        return batches
+    hidden_unless_terminal = None if progress is None else False
+    delay = 0 if progress else 2
+    return tqdm(batches, desc="calibrating", unit="batch", delay=delay, disable=hidden_unless_terminal)

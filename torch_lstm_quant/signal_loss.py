@@ -1,0 +1,80 @@
+"""What a part's grid would lose of the signal that calibration saw, said in words a user can act on."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from torch_lstm_quant.qparams import QParams
+
+LEAST_SQNR = 20.0
+"""dB: a part that keeps less than this of its signal is warned of (8 bits over a normal signal's range keep about 40)."""
+
+_OCTAVES = 96
+_LOWEST = -64
+
+
+class SignalHistogram:
+    """Counts and energies of a part's nonzero values by octave of magnitude; a forward hook in front of an observer."""
+
+    def __init__(self) -> None:
+        self.counts = torch.zeros(_OCTAVES, dtype=torch.float64)
+        self.energies = torch.zeros(_OCTAVES, dtype=torch.float64)
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        values = args[0].detach().flatten()
+        values = values[values != 0].double()
+        octaves = (torch.frexp(values).exponent - _LOWEST).clamp(0, _OCTAVES - 1)
+        self.counts += torch.bincount(octaves, minlength=_OCTAVES)
+        self.energies += torch.bincount(octaves, weights=values * values, minlength=_OCTAVES)
+
+    def sqnr(self, grid: QParams) -> float:
+        """Estimated signal to noise ratio in dB on ``grid``: rounding noise of ``scale**2 / 12``, small values lost whole."""
+        signal = float(self.energies.sum())
+        if not signal:
+            return math.inf
+        lost = self._rounded_to_zero(grid.scale)
+        largest = max(abs(limit) for limit in grid.range)
+        excess = (torch.sqrt(self.energies / self.counts.clamp(min=1)) - largest).clamp(min=0)
+        noise = self.counts * (grid.scale**2 / 12 + excess**2)
+        return 10 * math.log10(signal / float(torch.where(lost, self.energies, noise).sum()))
+
+    def fraction_rounded_to_zero(self, grid: QParams) -> float:
+        """How many of the nonzero values are less than half a step of ``grid``, from 0 to 1."""
+        total = float(self.counts.sum())
+        return float(self.counts[self._rounded_to_zero(grid.scale)].sum()) / total if total else 0.0
+
+    def median(self) -> float:
+        """A power of two within a factor of 2 of the median magnitude of the nonzero values."""
+        index = int(torch.searchsorted(self.counts.cumsum(0), self.counts.sum() / 2))
+        return 2.0 ** (index + _LOWEST)
+
+    @staticmethod
+    def _rounded_to_zero(scale: float) -> Tensor:
+        # an octave's values lie in [2**(e - 1), 2**e)
+        return torch.ldexp(torch.ones(_OCTAVES, dtype=torch.float64), torch.arange(_OCTAVES) + _LOWEST) <= scale / 2
+
+
+def describe_loss(part: str, histogram: SignalHistogram, grid: QParams) -> str | None:
+    """What ``grid`` loses of the part's signal and what to set instead, or None where it keeps enough."""
+    if part == "x":
+        fraction = histogram.fraction_rounded_to_zero(grid)
+        if fraction > 0.5:
+            below = 20 * math.log10(grid.scale / 2 / histogram.median())
+            return (
+                f"part x: {fraction:.0%} of its values are rounded to zero on {grid}; its median magnitude of about "
+                f"{histogram.median():.2g} lies {below:.0f} dB below half a step. Keep this layer's input projection in "
+                "float32: x=None, weight_ih=None"
+            )
+    sqnr = histogram.sqnr(grid)
+    if sqnr >= LEAST_SQNR:
+        return None
+    remedy = (
+        "x=None, weight_ih=None (float32)"
+        if part == "x"
+        else f"a grid of more bits or a nearer range, or {part}=None (float32)"
+    )
+    return f"part {part}: keeps {sqnr:.1f} dB of its signal on {grid}, less than {LEAST_SQNR:.0f}. Set {remedy}"
