@@ -114,8 +114,8 @@ struct Cell {
   bool h_is_operand = false;  // hx equals ogate_cy: steps(h, hx) are the steps that h was rounded to
 };
 
-// Input projection of `rows` operand rows for the blocks [first_block, last_block): writes
-// igates[row * igates_stride + block * kBlock + gate * kUnits + unit] = projected.
+// Input projection of `rows` operand rows for the blocks [first_block, last_block): writes projected to
+// igates[row * igates_stride + (block - first_block) * kBlock + gate * kUnits + unit].
 struct ProjectArgs {
   const Projection* projection;
   size_t rows;
@@ -128,9 +128,9 @@ struct ProjectArgs {
   void* scratch;  // scratch_bytes(rows, padded_depth), the calling thread's own
 };
 
-// One step of `rows` rows for the blocks [first_block, last_block), as Cell says. h and h_next never overlap.
-// All pointers are to block 0 of row 0; `descending` asks to walk the blocks backwards (what the cache still holds
-// first).
+// One step of `rows` rows for the blocks [first_block, last_block), as Cell says. igates is laid out as project left it
+// for the same blocks; all other pointers are to block 0 of row 0. h and h_next never overlap. `descending` asks to
+// walk the blocks backwards, which meets first what the cache still holds of the step before.
 struct StepArgs {
   const Cell* cell;
   size_t rows;
