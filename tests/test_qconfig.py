@@ -1,0 +1,83 @@
+"""LSTMQConfig: presets, copies with changes, overrides, printing, and what it refuses."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.ao.quantization import FakeQuantizeBase, HistogramObserver, MinMaxObserver
+
+from torch_lstm_quant.qconfig import LSTMQConfig
+from torch_lstm_quant.qparams import PARTS, WEIGHTS
+
+PRESETS = ("int8", "int8_gates16", "fixed16", "all_int8")
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("qat", [False, True])
+def test_presets_make_what_they_say(preset: str, qat: bool) -> None:
+    config = getattr(LSTMQConfig, preset)(qat=qat)
+    for _, constructor in config.parts():
+        if constructor is not None and constructor != "shared":
+            assert isinstance(constructor(), FakeQuantizeBase) is qat
+    assert [part for part, _ in config.parts()] == [*PARTS, *WEIGHTS]
+
+
+def test_a_fixed_grid_holds_zero_and_one() -> None:
+    config = LSTMQConfig.int8()
+    for part, low in (("forget_gate", 0.0), ("tanh_cy", -1.0)):
+        observer = getattr(config, part)()
+        scale, zero_point = float(observer.scale), int(observer.zero_point)
+        assert (observer.quant_min - zero_point) * scale == low
+        assert (observer.quant_max - zero_point) * scale == 1.0
+
+
+def test_replace_and_override() -> None:
+    config = (
+        LSTMQConfig.int8().replace(cx=None).override(layer=1, x=None, weight_ih=None).override(direction="backward", x=None)
+    )
+    assert config.cx is None
+    assert config.for_cell(0, "forward").x is not None
+    assert config.for_cell(1, "forward").x is None
+    assert config.for_cell(0, "backward").x is None
+    assert config.for_cell(1, "forward").weight_ih is None
+    assert config.for_cell(0, "backward").weight_ih is not None
+    later = config.override(x=MinMaxObserver)
+    assert later.for_cell(1, "backward").x is MinMaxObserver
+
+
+def test_it_is_frozen() -> None:
+    with pytest.raises(AttributeError):
+        LSTMQConfig().x = MinMaxObserver  # type: ignore[misc]
+
+
+def test_it_prints_as_a_table() -> None:
+    lines = str(LSTMQConfig.int8().override(layer=2, x=None)).splitlines()
+    assert lines[0].split() == ["x", "MinMaxObserver", "uint8", "[0,", "255]"]
+    assert any(line.startswith("fgate_cx ") and line.endswith("float32") for line in lines)
+    assert lines[-1].startswith("layer 2, both directions: x")
+
+
+@pytest.mark.parametrize("value", [3, "int8", MinMaxObserver(), torch.quint8])
+def test_values_that_are_no_constructors(value: object) -> None:
+    with pytest.raises(TypeError, match="part x must be a constructor"):
+        LSTMQConfig(x=value)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="part x must be a constructor"):
+        LSTMQConfig().override(layer=0, x=value)  # type: ignore[arg-type]
+
+
+def test_unknown_parts_layers_and_directions() -> None:
+    with pytest.raises(TypeError, match="unknown part 'gate'; the parts are x, hx"):
+        LSTMQConfig().replace(gate=None)
+    with pytest.raises(TypeError, match="unknown part"):
+        LSTMQConfig().override(layer=0, weight=None)
+    with pytest.raises(ValueError, match="direction must be"):
+        LSTMQConfig().override(direction="reverse")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="layer must be 0 or more"):
+        LSTMQConfig().override(layer=-1)
+
+
+def test_shared_is_for_the_states() -> None:
+    assert LSTMQConfig(hx="shared", cx="shared").hx == "shared"
+    with pytest.raises(TypeError, match="part x must be a constructor"):
+        LSTMQConfig(x="shared")  # type: ignore[arg-type]
+    assert LSTMQConfig(x=HistogramObserver).x is HistogramObserver
