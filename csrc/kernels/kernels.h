@@ -76,14 +76,14 @@ constexpr int kEvaluators = 4;
 
 // Sigmoid or tanh.
 // - input present: the value is entry steps(v, input) - input.low of a table. It is either table[i] or, where table is
-// null,
-//   (table16[i] + output.low) * output.scale. An evaluator other than kNone gives the same values from the steps.
-// - input absent: on_grid(float_function(v), output), see float_function.h.
+//   null, (table16[i] + output.low) * output.scale. An evaluator other than kNone gives the same values from the steps.
+// - input absent: on_grid(on_grid(float_function(v), output), output_again), see float_function.h.
 struct Function {
   bool is_tanh = false;
   Evaluator evaluator = Evaluator::kNone;
   Grid input;
   Grid output;
+  Grid output_again;  // seldom present: cells that quantize a gate twice
   const float* table = nullptr;
   const uint16_t* table16 = nullptr;
 };

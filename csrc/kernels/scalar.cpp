@@ -1,0 +1,78 @@
+// The portable path, which specifies the others.
+#include <cmath>
+
+#include "kernels.h"
+#include "scalar_sums.h"
+#include "tail-inl.h"
+
+namespace lstm_quant {
+namespace {
+
+struct Scalar {
+  static constexpr int kLanes = 1;
+  using F = float;
+  using I = int32_t;
+
+  static F set(float v) { return v; }
+  static F load(const float* p) { return *p; }
+  static void store(float* p, F v) { *p = v; }
+  static void store_first(float* p, F v, int) { *p = v; }
+  static F add(F a, F b) { return a + b; }
+  static F sub(F a, F b) { return a - b; }
+  static F mul(F a, F b) { return a * b; }
+  static F min(F a, F b) { return a < b ? a : b; }
+  static F max(F a, F b) { return a > b ? a : b; }
+  static F round(F v) { return std::nearbyintf(v); }
+  static I to_int(F v) { return static_cast<I>(v); }
+  static F lookup(const float* table, I i) { return table[i]; }
+  static F lookup16(const uint16_t* table, I i) { return table[i]; }
+  static void store_u8(uint8_t* p, I v) { *p = static_cast<uint8_t>(v); }
+  static void store_i32(int32_t* p, I v) { *p = v; }
+  static F evaluate(Evaluator, F steps) { return steps; }
+};
+
+void quantize(const Grid& grid, const float* values, size_t count, uint8_t* operand) {
+  for (size_t i = 0; i < count; ++i) {
+    operand[i] = static_cast<uint8_t>(round_to<Scalar>(values[i], grid) - grid.low);
+  }
+}
+
+void project(const ProjectArgs& args) {
+  const Projection& projection = *args.projection;
+  for (int32_t block = args.first_block; block < args.last_block; ++block) {
+    const float* multipliers = projection.multipliers + block * kBlock;
+    const float* biases = projection.biases + block * kBlock;
+    for (size_t row = 0; row < args.rows; ++row) {
+      float sums[kBlock];
+      scalar_sums(projection, static_cast<const char*>(args.operand) + row * args.operand_stride, block, sums);
+      float* igates = args.igates + row * args.igates_stride + (block - args.first_block) * kBlock;
+      for (int i = 0; i < kBlock; ++i) {
+        igates[i] = on_grid<Scalar>(sums[i] * multipliers[i] + biases[i], projection.output[i / kUnits]);
+      }
+    }
+  }
+}
+
+void step_block(const StepArgs& args, int32_t block) {
+  for (size_t row = 0; row < args.rows; ++row) {
+    float sums[kBlock];
+    scalar_sums(args.cell->hidden, static_cast<const char*>(args.h) + row * args.h_stride, block, sums);
+    for (int unit = 0; unit < kUnits; ++unit) {
+      tail(args, Tile<Scalar, 1, false>{row, block * kUnits + unit}, sums + unit, kBlock);
+    }
+  }
+}
+
+void step(const StepArgs& args) {
+  if (args.descending) {
+    for (int32_t block = args.last_block - 1; block >= args.first_block; --block) step_block(args, block);
+  } else {
+    for (int32_t block = args.first_block; block < args.last_block; ++block) step_block(args, block);
+  }
+}
+
+}  // namespace
+
+const Kernels kScalarKernels{"scalar", quantize, project, step, nullptr};
+
+}  // namespace lstm_quant
