@@ -65,7 +65,7 @@ class ObservedLinear(nn.Linear):
         self.weight, self.bias = linear.weight, linear.bias
         self.weight_post_process = weight_post_process
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (nn.Linear's own name)
+    def forward(self, input: Tensor) -> Tensor:
         fake = isinstance(self.weight_post_process, FakeQuantizeBase)
         weight = self.weight_post_process(self.weight) if fake else self.weight
         return nn.functional.linear(input, weight, self.bias)
@@ -165,6 +165,7 @@ def convert_cell(cell: nn.Module, backend_config: BackendConfig | None = None) -
             part = "weight_ih" if name.startswith("igates") else "weight_hh"
             _check_backend(backend_config, part, linear.weight_post_process, f"{where}, part {part}")
             cell.set_submodule(name, _reference_linear(linear, f"{where}, part {part}"))
+    _dequantize_after_chunk(cell.graph)
     if cell.meta["quantized_boundary"]:
         _open_boundary(cell.graph)
     cell.graph.eliminate_dead_code()
@@ -288,12 +289,26 @@ def _reference_linear(linear: ObservedLinear, place: str) -> ReferenceLinear:
     return reference
 
 
+def _dequantize_after_chunk(graph: Graph) -> None:
+    """Let each gate read a ``dequantize`` of its own, as torch.ao's reference form has it in front of every op."""
+    for chunk in [node for node in graph.nodes if node.target == "chunk"]:
+        if chunk.args[0].target == "dequantize":
+            chunk.args = (chunk.args[0].args[0], *chunk.args[1:])
+            for quarter in list(chunk.users):
+                _dequantize(graph, quarter)
+
+
+def _dequantize(graph: Graph, node: Node) -> None:
+    """Let everything that reads ``node`` read it dequantized."""
+    with graph.inserting_after(node):
+        dequantized = graph.call_method("dequantize", (node,))
+    node.replace_all_uses_with(dequantized, delete_user_cb=lambda user: user is not dequantized)
+
+
 def _open_boundary(graph: Graph) -> None:
     """Let a reference cell take ``x`` and the states as quantized tensors, and return them so."""
     nodes = {node.name: node for node in graph.nodes}
     for node in (nodes["x"], *nodes["hidden"].users):
-        with graph.inserting_after(node):
-            dequantized = graph.call_method("dequantize", (node,))
-        node.replace_all_uses_with(dequantized, delete_user_cb=lambda user, own=dequantized: user is not own)
+        _dequantize(graph, node)
     output = nodes["output"]
     output.args = (tuple(v.args[0] if v.target == "dequantize" else v for v in output.args[0]),)
