@@ -168,9 +168,10 @@ def test_parts_without_grids_are_those_of_the_float_lstm(model: CharLM, text: Te
 
 
 def test_signal_to_noise() -> None:
-    wanted = {"x": torch.tensor([3.0, 4.0]), "gates": torch.tensor([1.0])}
-    ratios = signal_to_noise({"x": torch.tensor([3.0, 4.5]), "gates": torch.tensor([1.0])}, wanted)
-    assert ratios == {"x": pytest.approx(20.0), "gates": math.inf}
+    wanted = {"x": torch.tensor([3.0, 4.0]), "igates": torch.tensor([1.0]), "gates": torch.tensor([1.0, 500.0])}
+    values = {"x": torch.tensor([3.0, 4.5]), "igates": torch.tensor([1.0]), "gates": torch.tensor([1.0, 12.0])}
+    ratios = signal_to_noise(values, wanted)
+    assert ratios == {"x": pytest.approx(20.0), "igates": math.inf, "gates": math.inf}
 
 
 def test_picture(model: CharLM, text: Tensor, tmp_path: Path) -> None:

@@ -32,6 +32,9 @@ FLOAT32 = tlq.LSTMQConfig(hx=None, cx=None)
 """No part is quantized."""
 
 GRAPH = "FX reference (int8)"
+TABLE_NOTE = """\
+Bits: on {characters:,} characters of files held out from training. Speed: one text of {long:,} characters ({short} for the
+FX reference, as it is slow) through the whole model on one thread; the median of 9 rounds."""
 PROMPT = "def read(self, size=-1):\n    "
 PICTURE = Path(__file__).parents[2] / "build" / "char_lm_parts.png"
 
@@ -47,9 +50,12 @@ def main() -> None:
     batches = calibration_batches()
     fused, graphs = {}, {}
     for name, qconfig in PRESETS.items():
-        print(f"{name}: tlq.quantize(model, batches, qconfig=tlq.LSTMQConfig.{name}())", flush=True)
-        fused[name] = tlq.quantize(model, batches, qconfig=qconfig, backend="fused", progress=True)
-        graphs[name] = tlq.quantize(model, batches, qconfig=qconfig, backend="reference", progress=False)
+        print(f"tlq.quantize(model, batches, qconfig=tlq.LSTMQConfig.{name}())", flush=True)
+        with warnings.catch_warnings(record=True) as losses:
+            fused[name] = tlq.quantize(model, batches, qconfig=qconfig, backend="fused", progress=True)
+            graphs[name] = tlq.quantize(model, batches, qconfig=qconfig, backend="reference", progress=False)
+        for message in {str(loss.message): None for loss in losses}:  # both calls calibrate, and warn of the same
+            print(f"Warning: {message}")
 
     show_table({"float32": model, "quantize_dynamic": dynamic(model), GRAPH: graphs["int8"], **fused})
     show_exactness(model, fused, graphs)
@@ -81,10 +87,7 @@ def show_table(models: dict[str, nn.Module]) -> None:
     for name, m in models.items():
         lost, ratio = bits[name] - bits["float32"], speeds[name] / speeds["float32"]
         print(f"{name:<22}{bits[name]:>10.4f}{lost:>10.4f}{size_on_disk(m):>12,}{speeds[name]:>13,.0f}{ratio:>10.2f}")
-    print(
-        f"Bits: on {text[1:].numel():,} characters of files held out from training. Speed: one text of {len(long):,} characters"
-    )
-    print(f"({len(short)} for the FX reference, as it is slow) through the whole model on one thread; the median of 9 rounds.")
+    print(TABLE_NOTE.format(characters=text[1:].numel(), long=len(long), short=len(short)))
     for name, allowed in ALLOWED_LOSS.items():
         lost = bits[name] - bits["float32"]
         verdict = "met" if lost <= allowed else "MISSED"

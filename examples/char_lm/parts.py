@@ -26,6 +26,9 @@ READ_BY = {
 PARTS = (*READ_BY, "fgate_cx_igate_cgate", "ogate_cy")
 """The parts that are compared: the two states as the cell returns them."""
 
+FLAT_BEYOND = {"gates": 12.0, "tanh_cy_input": 10.0}
+"""Where sigmoid and tanh no longer change: the presets cut these parts there, and nothing is lost by it."""
+
 
 @torch.no_grad()
 def values_of_parts(lstm: nn.Module, x: Tensor) -> dict[str, Tensor]:
@@ -51,6 +54,13 @@ def values_of_parts(lstm: nn.Module, x: Tensor) -> dict[str, Tensor]:
 
 def signal_to_noise(values: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, float]:
     """The power of each part over the power of its error, in dB; infinite where there is none."""
-    power = {part: wanted[part].square().sum() for part in values}
-    error = {part: (values[part] - wanted[part]).square().sum() for part in values}
-    return {part: 10.0 * torch.log10(power[part] / error[part]).item() for part in values}
+    return {part: _ratio(_seen(part, values[part]), _seen(part, wanted[part])) for part in values}
+
+
+def _seen(part: str, values: Tensor) -> Tensor:
+    """A part as the function behind it sees it: what lies where that is flat counts as the edge of the flat."""
+    return values.clamp(-FLAT_BEYOND[part], FLAT_BEYOND[part]) if part in FLAT_BEYOND else values
+
+
+def _ratio(values: Tensor, wanted: Tensor) -> float:
+    return 10.0 * torch.log10(wanted.square().sum() / (values - wanted).square().sum()).item()
