@@ -283,7 +283,7 @@ class CellQParams:
                 lines.append(f"{part:<22}{grid[0] or 'float32'}")
             else:
                 lines.extend(f"{part + '.' + gate:<22}{one or 'float32'}" for gate, one in zip(GATES, grid, strict=True))
-        lines.extend(f"{name:<22}{grid}" for name, grid in self.rows() if grid and name.startswith(SECOND_GRIDS))
+        lines.extend(f"{name + ' ':<22}{grid}" for name, grid in self.rows() if grid and name.startswith(SECOND_GRIDS))
         lines.extend(f"{name:<22}{getattr(self, name) or 'float32'}" for name in WEIGHTS)
         return "\n".join(lines)
 

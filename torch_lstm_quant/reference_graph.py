@@ -1,0 +1,216 @@
+"""Reads a converted cell's graph, whoever made it: the grids, int8 weights and biases with which it computes.
+
+The graph is matched backwards, from what it returns, by what each node computes, not by what it is called. What does not
+match is a ``ValueError`` that names the node, what was found there, what was expected and what to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+
+from torch_lstm_quant.cell import Cell
+from torch_lstm_quant.graph_values import GraphValues, Value, fold
+from torch_lstm_quant.qparams import GATES, CellQParams, Grids, QParams, WeightQParams
+from torch_lstm_quant.reference_linear import read_linear
+from torch_lstm_quant.tables import cut_unbounded
+
+
+@dataclass(frozen=True)
+class ReadCell:
+    """A cell as its graph computes it.
+
+    Args:
+        cell: grids, weights and biases.
+        outside: those of ``x``, ``hx`` and ``cx`` that the graph takes as quantized tensors, whose grids come with them at run
+            time. In ``cell`` they have no grid, but ``hx`` has the one that the cell itself writes.
+        h_dtype, c_dtype: the quantized dtypes in which the graph returns the states; None for float32.
+    """
+
+    cell: Cell
+    outside: frozenset[str]
+    h_dtype: torch.dtype | None
+    c_dtype: torch.dtype | None
+
+
+def read_cell(graph_module: GraphModule, where: str) -> ReadCell:
+    """Read a converted cell.
+
+    Args:
+        graph_module: ``forward(x, (hx, cx)) -> (hy, cy)``, made of quantize and dequantize ops (of quantized dtypes or of
+            ``quantized_decomposed``), linears, sigmoid, tanh, add, mul and chunk.
+        where: module path, layer and direction: every message begins with it.
+
+    Raises:
+        ValueError: a graph that computes anything else, grids that the kernel cannot hold, weights that are not finite.
+    """
+    return _Reader(graph_module, where).read()
+
+
+@dataclass(frozen=True)
+class _Projection:
+    """One gate's rows of a linear, what it reads, and the grid of what it gives."""
+
+    reads: Value
+    grid: QParams | None
+    weight: Tensor
+    bias: Tensor
+    weight_grid: WeightQParams | None
+
+
+@dataclass(frozen=True)
+class _Gate:
+    """A gate: its two projections, and the grids before and after its function."""
+
+    ih: _Projection
+    hh: _Projection
+    inputs: Grids
+    outputs: Grids
+
+
+class _Reader:
+    """The matching of one cell's graph."""
+
+    def __init__(self, graph_module: GraphModule, where: str) -> None:
+        self._where = where
+        self._values = GraphValues(graph_module, where)
+
+    def read(self) -> ReadCell:
+        values = self._values
+        (h, h_dtype), (c, c_dtype) = values.returned()
+        output_gate, tanh_cy = values.operands(h.source, "mul", ("sigmoid", "tanh"), "the hidden state")
+        fgate_cx, igate_cgate = values.operands(c.source, "add", ("fgate_cx", "igate_cgate"), "the cell state")
+        forget_gate, cx = values.operands(fgate_cx.source, "mul", ("sigmoid", "cx"), "the forget gate times the cell state")
+        input_gate, cell_gate = values.operands(
+            igate_cgate.source, "mul", ("sigmoid", "tanh"), "the input gate times the cell gate"
+        )
+        gates = [self._gate(index, value) for index, value in enumerate((input_gate, forget_gate, cell_gate, output_gate))]
+        x, hx = self._shared_input("x", [gate.ih for gate in gates]), self._shared_input("hx", [gate.hh for gate in gates])
+        outside = frozenset(name for name, value in (("x", x), ("hx", hx), ("cx", cx)) if value.outside and not value.grids)
+        state, tanh_input = self._cell_state(c, tanh_cy)
+        ogate_cy = values.one_grid(h, "ogate_cy")
+        fields = {
+            "x": values.one_grid(x, "x"),
+            "hx": ogate_cy if "hx" in outside else values.one_grid(hx, "hx"),
+            "cx": values.one_grid(cx, "cx"),
+            "igates": tuple(gate.ih.grid for gate in gates),
+            "hgates": tuple(gate.hh.grid for gate in gates),
+            "gates": tuple(_first(gate.inputs) for gate in gates),
+            **{part: _first(gate.outputs) for part, gate in zip(GATES, gates, strict=True)},
+            "fgate_cx": values.one_grid(fgate_cx, "fgate_cx"),
+            "igate_cgate": values.one_grid(igate_cgate, "igate_cgate"),
+            "fgate_cx_igate_cgate": state,
+            "tanh_cy_input": tanh_input,
+            "tanh_cy": values.one_grid(tanh_cy, "tanh_cy"),
+            "ogate_cy": ogate_cy,
+            "gates_again": tuple(_first(gate.inputs[1:]) for gate in gates),
+            "outputs_again": tuple(_first(gate.outputs[1:]) for gate in gates),
+        }
+        return ReadCell(self._cell(fields, gates), outside, h_dtype, c_dtype)
+
+    def _cell(self, fields: Mapping[str, object], gates: list[_Gate]) -> Cell:
+        ih, hh = [gate.ih for gate in gates], [gate.hh for gate in gates]
+        try:
+            weight_grids = {"weight_ih": _join_weight_grids(ih), "weight_hh": _join_weight_grids(hh)}
+            return Cell(
+                CellQParams(**fields, **weight_grids),  # type: ignore[arg-type]
+                *(torch.cat([projection.weight for projection in side]) for side in (ih, hh)),
+                *(torch.cat([projection.bias for projection in side]) for side in (ih, hh)),
+            )
+        except ValueError as error:
+            raise ValueError(f"{self._where}: {error}") from error
+
+    def _gate(self, index: int, value: Value) -> _Gate:
+        """The gate whose function's output is ``value``."""
+        values, function = self._values, value.source
+        read = values.argument(function)
+        chunked = values.kind(read.source) == "item of chunk"
+        if chunked:
+            read = values.through_chunk(read, index, GATES[index])
+        ih, hh = values.operands(read.source, "add", ("igates", "hgates"), f"the sum that {GATES[index]} reads")
+        rows = index if chunked else None
+        inputs, outputs = self._function_grids(function, read.grids, fold(value.grids))
+        for part, grids in (("input", inputs), ("output", outputs)):
+            if len(grids) > 2:
+                raise values.error(function, f"its {part} quantized {len(grids)} times", "at most two different grids")
+        return _Gate(self._projection(ih, "igates", rows), self._projection(hh, "hgates", rows), inputs, outputs)
+
+    def _function_grids(self, function: Node, inputs: Grids, outputs: Grids) -> tuple[Grids, Grids]:
+        """The grids of a function's input and output, without those that change nothing, and the input's within limits."""
+        if inputs and inputs[0].unbounded:
+            try:
+                inputs = (cut_unbounded(self._values.kind(function), inputs, outputs), *inputs[1:])
+            except ValueError as error:
+                raise ValueError(f"{self._where}, node {function.name!r}: {error}") from error
+        return fold(inputs), outputs
+
+    def _cell_state(self, c: Value, tanh_cy: Value) -> tuple[QParams | None, QParams | None]:
+        """The grids of the new cell state, and of tanh's input where that has another."""
+        values, function = self._values, tanh_cy.source
+        read = values.argument(function)
+        if read.source is not c.source:
+            raise values.error(
+                function, f"tanh of {read.source.name!r}", f"tanh of the cell state that is returned, {c.source.name!r}"
+            )
+        if read.grids[: len(c.grids)] != c.grids:
+            raise values.error(
+                function, "tanh of the unquantized cell state", "tanh of the cell state on its own grid, as it is returned"
+            )
+        state = values.one_grid(c, "fgate_cx_igate_cgate")
+        own = read.grids[len(c.grids) :]
+        if not own and state is not None and state.unbounded:
+            own = (state,)
+        inputs, _ = self._function_grids(function, own, fold(tanh_cy.grids))
+        if len(inputs) > 1:
+            raise values.error(
+                function, f"its input quantized {len(read.grids)} times", "at most one grid beside the cell state's"
+            )
+        return state, _first(inputs)
+
+    def _projection(self, value: Value, part: str, rows: int | None) -> _Projection:
+        """Quarter ``rows`` of a linear's outputs, or all of them."""
+        node = value.source
+        try:
+            weight, bias, grid = read_linear(self._values.module(node))
+        except ValueError as error:
+            raise ValueError(f"{self._where}, node {node.name!r}: {error}") from error
+        own = slice(None)
+        if rows is not None:
+            size = weight.shape[0] // 4
+            own = slice(rows * size, (rows + 1) * size)
+        if grid is not None:
+            grid = WeightQParams(grid.scale[own], grid.zero_point[own], grid.quant_min, grid.quant_max)
+        return _Projection(self._values.argument(node), self._values.one_grid(value, part), weight[own], bias[own], grid)
+
+    def _shared_input(self, part: str, projections: list[_Projection]) -> Value:
+        """What the four gates' projections read, which must be one thing."""
+        first = projections[0].reads
+        for projection in projections[1:]:
+            if (projection.reads.grids, projection.reads.outside) != (first.grids, first.outside):
+                raise self._values.error(
+                    first.source, f"{part} on different grids for different gates", "one grid for all four"
+                )
+        return first
+
+
+def _first(grids: Grids) -> QParams | None:
+    return grids[0] if grids else None
+
+
+def _join_weight_grids(projections: list[_Projection]) -> WeightQParams | None:
+    """The grid of four gates' weights together."""
+    grids = [projection.weight_grid for projection in projections if projection.weight_grid is not None]
+    if not grids:
+        return None
+    if len(grids) != len(projections):
+        raise ValueError("the weights of some gates are int8 and those of others float32: quantize all four or none")
+    return WeightQParams(
+        torch.cat([grid.scale for grid in grids]),
+        torch.cat([grid.zero_point for grid in grids]),
+        min(grid.quant_min for grid in grids),
+        max(grid.quant_max for grid in grids),
+    )
