@@ -13,9 +13,10 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from torch_lstm_quant.float64_functions import sigmoid, tanh
 from torch_lstm_quant.qparams import MAX_STEPS, UNBOUNDED, CellQParams, Grids, QParams
 
-_FUNCTIONS = {"sigmoid": torch.sigmoid, "tanh": torch.tanh}
+_FUNCTIONS = {"sigmoid": sigmoid, "tanh": tanh}
 
 
 @lru_cache(maxsize=64)

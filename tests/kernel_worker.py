@@ -1,0 +1,57 @@
+"""Compares the fused op with the integer reference over random configurations, in a process of its own.
+
+The ISA is chosen once a process, so ``test_kernel.py`` runs this for each of them, with ``TORCH_LSTM_QUANT_ISA`` set:
+``python kernel_worker.py THREADS SEED VALUES`` prints one line of JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import torch
+from random_cells import PRESETS, Dice, random_input, random_layers
+from torch import Tensor
+
+from torch_lstm_quant import ops, reference
+from torch_lstm_quant.call_forms import Shape
+
+
+def same(one: Tensor, other: Tensor) -> Tensor:
+    """Where two float32 tensors have the same bits, any NaN being like any other."""
+    return (one.view(torch.int32) == other.view(torch.int32)) | (one.isnan() & other.isnan())
+
+
+def compare(seed: int) -> tuple[int, int]:
+    """How many values one random configuration gave, and how many of them were not the reference's."""
+    dice = Dice(seed)
+    num_layers, directions = dice.integer(1, 3), dice.integer(1, 2)
+    large = dice.chance(0.3)
+    input_size, hidden_size = (dice.integer(1, 300 if large else 70) for _ in range(2))
+    steps, rows = dice.integer(1, 40 if large else 20), int(dice.one_of([1, 1, 2, 3, 5, 8, 17, 64 if large else 9]))
+    preset = dice.one_of([None, None, *PRESETS])
+    layers = random_layers(dice, input_size, hidden_size, num_layers, directions, preset)  # type: ignore[arg-type]
+    x = random_input(dice, steps, rows, input_size)
+    states = num_layers * directions, rows, hidden_size
+    h0, c0 = (random_input(dice, *states), random_input(dice, *states)) if dice.chance(0.5) else (None, None)
+    shape = Shape(input_size, hidden_size, num_layers, directions, batch_first=False)
+    want = reference.lstm(layers, x, h0, c0)
+    got = ops.lstm(x, h0, c0, ops.pack(layers), shape)
+    differing = sum(int((~same(one, other)).sum()) for one, other in zip(got, want, strict=True))
+    return sum(tensor.numel() for tensor in want), differing
+
+
+def main(threads: int, seed: int, values: int) -> None:
+    torch.set_num_threads(threads)
+    compared, differing, failed = 0, 0, []
+    while compared < values:
+        count, wrong = compare(seed)
+        compared, differing = compared + count, differing + wrong
+        if wrong:
+            failed.append(seed)
+        seed += 1
+    print(json.dumps({"isa": ops.isa_active(), "compared": compared, "differing": differing, "failed_seeds": failed[:20]}))
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))
