@@ -154,7 +154,7 @@ class LSTM(nn.Module):
                 f"a fused LSTM runs in integers and float32 on the CPU, cannot be moved to {moved.dtype} on {moved.device}: "
                 "move the model before quantizing, or its other modules one by one"
             )
-        return super()._apply(fn, recurse)  # type: ignore[return-value]
+        return super()._apply(fn, recurse)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def _check_layers(layers: Sequence[Sequence[Cell]]) -> None:

@@ -71,7 +71,7 @@ class ObservedLSTM(torch.ao.nn.quantizable.LSTM):
             return _watch(observe_cell(_float_cell(other, layer, direction, split_gates=False), constructors, place))
 
         observed: ObservedLSTM = _assemble(cls, other, cell)
-        observed.qconfig = FLOAT_BOUNDARY
+        observed.qconfig = FLOAT_BOUNDARY  # type: ignore[assignment]
         observed.where, observed.calls = where, 0
         return observed.train(other.training)
 
@@ -93,7 +93,7 @@ class ReferenceLSTM(torch.ao.nn.quantized.LSTM):
     """The converted LSTM as graphs of explicit quantize and dequantize ops: the definition that the fused LSTM implements."""
 
     @classmethod
-    def from_observed(cls, other: ObservedLSTM) -> ReferenceLSTM:
+    def from_observed(cls, other: ObservedLSTM) -> ReferenceLSTM:  # type: ignore[override]
         """Convert a calibrated or trained LSTM; warn of parts whose grids lose the signal that calibration saw.
 
         Raises:

@@ -118,7 +118,7 @@ def _chooser(model: nn.Module, qconfig: QConfigs) -> Callable[[str, nn.Module], 
         matches = key == "" or key in lstms or (isinstance(key, type) and any(isinstance(m, key) for m in lstms.values()))
         if not matches:
             raise ValueError(f"qconfig names {key!r}, which is no LSTM of the model: it has {', '.join(map(repr, lstms))}")
-    by_path = {module: qconfig[path] for path, module in lstms.items() if path in qconfig}
+    by_path: dict[nn.Module, LSTMQConfig | None] = {m: qconfig[path] for path, m in lstms.items() if path in qconfig}
 
     def choose(path: str, module: nn.Module) -> LSTMQConfig | None:
         if module in by_path:
@@ -149,4 +149,5 @@ def _with_progress(batches: Iterable[Any], progress: bool | None) -> Iterable[An
         return batches
     hidden_unless_terminal = None if progress is None else False
     delay = 0 if progress else 2
-    return tqdm(batches, desc="calibrating", unit="batch", delay=delay, disable=hidden_unless_terminal)
+    bar: Iterable[Any] = tqdm(batches, desc="calibrating", unit="batch", delay=delay, disable=hidden_unless_terminal)
+    return bar
