@@ -1,6 +1,6 @@
-// What this CPU can do at most: int8 multiply-accumulates per second with exact int32 sums, and bytes read per second by the
-// size of what is read again and again. Prints JSON: {"macs": {threads: 1/s}, "reads": {threads: {bytes a thread: bytes/s}}}.
-// Usage: calibrate THREADS...; each thread stays on a CPU of its own. x86-64 with AVX2 or more.
+// What this CPU can do at most: int8 multiply-accumulates per second with exact int32 sums, and bytes read per second
+// by the size of what is read again and again. Prints JSON: {"macs": {threads: 1/s}, "reads": {threads: {bytes a
+// thread: bytes/s}}}. Usage: calibrate THREADS...; each thread stays on a CPU of its own. x86-64 with AVX2 or more.
 #include <cpuid.h>
 #include <immintrin.h>
 #include <pthread.h>
@@ -26,8 +26,8 @@ struct Kernel {
   double macs;  // of one run
 };
 
-// Operands and sums stay in registers, as it is the multipliers' peak that is wanted. The empty asm makes the compiler take
-// an operand for a new value, so that it cannot move the product out of the loop.
+// Operands and sums stay in registers, as it is the multipliers' peak that is wanted. The empty asm makes the compiler
+// take an operand for a new value, so that it cannot move the product out of the loop.
 
 __attribute__((target("avx2"))) void multiply_avx2() {
   __m256i x = _mm256_set1_epi8(3), w = _mm256_set1_epi8(2), sums[kSums] = {};
@@ -162,7 +162,8 @@ int main(int argc, char** argv) {
     macs += key + std::to_string(multiply_rate(threads));
     std::string sizes;
     for (size_t kib = 16; kib <= 128 << 10; kib *= 2) {
-      sizes += (kib > 16 ? ", \"" : "\"") + std::to_string(kib << 10) + "\": " + std::to_string(read_rate(threads, kib << 10));
+      sizes += (kib > 16 ? ", \"" : "\"") + std::to_string(kib << 10) +
+               "\": " + std::to_string(read_rate(threads, kib << 10));
     }
     reads += key + "{" + sizes + "}";
   }
