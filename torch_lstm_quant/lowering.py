@@ -1,0 +1,120 @@
+"""From converted reference LSTMs to the fused kernel: what can be lowered, and what to say of what cannot."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+from torch.fx import GraphModule
+
+from torch_lstm_quant.modules import LSTM
+from torch_lstm_quant.quantized_adapter import QuantizedBoundaryLSTM
+from torch_lstm_quant.reference_graph import read_cell
+
+_DIRECTIONS = {"layer_fw": "forward", "layer_bw": "backward"}
+
+
+def lower(module_or_model: nn.Module) -> nn.Module:
+    """Put the fused kernel in place of every converted reference LSTM.
+
+    Args:
+        module_or_model: a converted LSTM, whoever converted it (``torch_lstm_quant.lstm_utils``, torch.ao's functions of the
+            same names, ``convert`` with ``backend="reference"``), or a model that contains such. It is left as it is.
+
+    Returns:
+        The fused LSTM, or a copy of the model with fused LSTMs in it. They take and give what the reference LSTMs do: float32
+        tensors, or quantized ones where that is the convention of the flow that made them.
+
+    Raises:
+        TypeError: not a module.
+        ValueError: nothing to lower, or an LSTM that the kernel cannot compute exactly: the message names the module, layer,
+            direction and node, what was found and expected, and what to do.
+    """
+    if not isinstance(module_or_model, nn.Module):
+        raise TypeError(f"needed a converted LSTM or a model that contains one, got {type(module_or_model).__name__}")
+    references = {
+        path: module for path, module in module_or_model.named_modules() if isinstance(module, torch.ao.nn.quantized.LSTM)
+    }
+    if not references:
+        raise ValueError(f"nothing to lower: {_what_was_found(module_or_model)}")
+    # what is replaced need not be copied: deepcopy takes the fused LSTMs for copies that it has already made
+    fused = {id(module): lower_lstm(module, path or "LSTM") for path, module in references.items()}
+    return copy.deepcopy(module_or_model, fused)
+
+
+def lower_lstm(reference: nn.Module, where: str) -> LSTM | QuantizedBoundaryLSTM:
+    """The fused LSTM that computes what a converted reference LSTM does.
+
+    Args:
+        reference: laid out as torch.ao's: ``layers[i].layer_fw.cell`` and ``layer_bw.cell`` are graphs.
+        where: its module path: every message begins with it.
+
+    Raises:
+        ValueError: as :func:`lower`.
+    """
+    layers = [[read_cell(cell, place) for cell, place in cells] for cells in _cells(reference, where)]
+    outside = {read.outside for cells in layers for read in cells}
+    batch_first, dropout = bool(reference.batch_first), float(reference.dropout)  # type: ignore[arg-type]
+    try:
+        if outside == {frozenset()}:
+            cells = [[read.cell for read in cells] for cells in layers]
+            return LSTM(cells, batch_first=batch_first, dropout=dropout)
+        if outside == {frozenset(("x", "hx", "cx"))}:
+            torchs_own = type(reference).forward is torch.ao.nn.quantizable.LSTM.forward
+            return QuantizedBoundaryLSTM(layers, batch_first=batch_first, dropout=dropout, states_on_first_grid=torchs_own)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+    found = " and ".join(f"{', '.join(sorted(parts)) or 'nothing'}" for parts in outside)
+    raise ValueError(
+        f"{where}: found cells that take {found} as quantized tensors, expected x, hx and cx in all cells or in none: "
+        "convert it with torch_lstm_quant.lstm_utils"
+    )
+
+
+def _cells(reference: nn.Module, where: str) -> Iterator[list[tuple[GraphModule, str]]]:
+    """The cells of each layer, with the place of each for messages."""
+    directions = list(_DIRECTIONS) if reference.bidirectional else ["layer_fw"]
+    for index, layer in enumerate(reference.layers):  # type: ignore[arg-type]
+        cells = []
+        for name in directions:
+            place = f"{where}: layer {index} {_DIRECTIONS[name]}"
+            cell = getattr(getattr(layer, name, None), "cell", None)
+            if not isinstance(cell, GraphModule):
+                raise ValueError(f"{place}: {_why_no_graph(cell, name)}")
+            cells.append((cell, place))
+        yield cells
+
+
+def _why_no_graph(cell: object, name: str) -> str:
+    expected = f"expected a converted cell's GraphModule at {name}.cell"
+    advice = "use torch_lstm_quant.prepare and convert, or both functions of torch_lstm_quant.lstm_utils"
+    linear = getattr(cell, "igates", None)
+    if isinstance(linear, nn.ModuleDict):
+        linear = next(iter(linear.values()), None)
+    if isinstance(linear, torch.ao.nn.quantized.Linear):
+        return (
+            f"found a {type(cell).__name__} of quantized Linear modules, {expected}: torch.ao's eager mode made it, and its "
+            f"modules cannot be lowered: {advice}"
+        )
+    if isinstance(linear, nn.Linear):
+        return (
+            f"found a {type(cell).__name__} of float modules, {expected}: torch.ao's functions do not convert the backward "
+            f"direction, and give it random weights: {advice}"
+        )
+    return f"found {type(cell).__name__}, {expected}: {advice}"
+
+
+def _what_was_found(model: nn.Module) -> str:
+    """Why a model without converted LSTMs has none, by what it has instead."""
+    for path, module in model.named_modules():
+        name = f"{path or 'it'} is {'an' if isinstance(module, nn.LSTM) else 'a'} {type(module).__name__}"
+        if isinstance(module, (LSTM, QuantizedBoundaryLSTM)):
+            return f"{name}, which is fused already"
+        if isinstance(module, torch.ao.nn.quantizable.LSTM):
+            return f"{name}, which is observed: convert the model first (torch_lstm_quant.convert, or convert_fx)"
+        if isinstance(module, nn.LSTM):
+            return f"{name}, which is float: use torch_lstm_quant.quantize, or prepare, calibrate and convert the model first"
+    names = sorted({type(module).__name__ for module in model.modules()})
+    return f"found no LSTM, only {', '.join(names)}"
