@@ -168,5 +168,8 @@ struct Kernels {
 };
 
 extern const Kernels kScalarKernels;
+extern const Kernels kAvx2Kernels;
+extern const Kernels kAvxVnniKernels;
+extern const Kernels kAvx512VnniKernels;
 
 }  // namespace lstm_quant

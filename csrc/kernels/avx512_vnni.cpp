@@ -1,0 +1,63 @@
+// AVX-512 with VNNI: vpdpbusd takes 64 products of uint8 and int8 into 16 int32 sums.
+#include <immintrin.h>
+
+#include <cstring>
+
+#include "evaluators.h"
+#include "float_function.h"
+#include "kernels.h"
+#include "scalar_sums.h"
+
+#ifndef __clang__  // g++ 12 takes the undefined vectors in its own header for a mistake of ours (its bug 105593)
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#endif
+
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma")
+
+#include "simd_avx512.h"
+#include "steps-inl.h"
+
+namespace lstm_quant {
+namespace {
+
+struct VnniDot {
+  using V = Avx512;
+  using Operand = __m512i;
+  using Sum = __m512i;
+  static constexpr int kOperandBytes = kGroup;
+  static constexpr int kMaxRows = 4;
+  static constexpr int kVectors = 4;
+  static constexpr int kRowVectors = 4;
+  static constexpr int kSplit = 2;
+
+  static Operand operand(const char* p) {
+    int32_t group;
+    std::memcpy(&group, p, sizeof group);
+    return _mm512_set1_epi32(group);
+  }
+  static Sum zero() { return _mm512_setzero_si512(); }
+  static Sum add(Sum sum, Operand operand, const char* weights) {
+    return _mm512_dpbusd_epi32(sum, operand, _mm512_load_si512(weights));
+  }
+  static Sum join(Sum a, Sum b) { return _mm512_add_epi32(a, b); }
+  static V::F total(Sum sum, const BlockWeights& block, int column, int32_t shift) {
+    return total_of<V>(sum, block, column, shift);
+  }
+};
+
+struct Isa {
+  using V = Avx512;
+  using Int8 = DotSums<VnniDot>;
+  using Float = DotSums<FloatDot<Avx512, 4, 4, 4>>;
+};
+
+}  // namespace
+
+const Kernels kAvx512VnniKernels{"avx512_vnni", KernelsOf<Isa>::quantize, KernelsOf<Isa>::project, KernelsOf<Isa>::step,
+                                 KernelsOf<Isa>::evaluate};
+
+}  // namespace lstm_quant
+
+#pragma GCC pop_options

@@ -1,0 +1,58 @@
+// AVX-VNNI: vpdpbusd in 256 bits, for CPUs without AVX-512.
+#include <immintrin.h>
+
+#include <cstring>
+
+#include "evaluators.h"
+#include "float_function.h"
+#include "kernels.h"
+#include "scalar_sums.h"
+
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,avxvnni")
+
+#include "simd_avx2.h"
+#include "steps-inl.h"
+
+namespace lstm_quant {
+namespace {
+
+struct VnniDot {
+  using V = Avx2;
+  using Operand = __m256i;
+  using Sum = __m256i;
+  static constexpr int kOperandBytes = kGroup;
+  static constexpr int kMaxRows = 3;
+  static constexpr int kVectors = 4;
+  static constexpr int kRowVectors = 8;
+  static constexpr int kSplit = 1;
+
+  static Operand operand(const char* p) {
+    int32_t group;
+    std::memcpy(&group, p, sizeof group);
+    return _mm256_set1_epi32(group);
+  }
+  static Sum zero() { return _mm256_setzero_si256(); }
+  static Sum add(Sum sum, Operand operand, const char* weights) {
+    return _mm256_dpbusd_avx_epi32(sum, operand, _mm256_load_si256(reinterpret_cast<const __m256i*>(weights)));
+  }
+  static Sum join(Sum a, Sum b) { return _mm256_add_epi32(a, b); }
+  static V::F total(Sum sum, const BlockWeights& block, int column, int32_t shift) {
+    return total_of<V>(sum, block, column, shift);
+  }
+};
+
+struct Isa {
+  using V = Avx2;
+  using Int8 = DotSums<VnniDot>;
+  using Float = DotSums<FloatDot<Avx2, 3, 4, 8>>;
+};
+
+}  // namespace
+
+const Kernels kAvxVnniKernels{"avx_vnni", KernelsOf<Isa>::quantize, KernelsOf<Isa>::project, KernelsOf<Isa>::step,
+                              KernelsOf<Isa>::evaluate};
+
+}  // namespace lstm_quant
+
+#pragma GCC pop_options

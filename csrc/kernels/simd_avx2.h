@@ -1,0 +1,49 @@
+// The vector class of AVX2 with FMA: tail-inl.h says what its members are. Include it inside the target region.
+#pragma once
+
+#include <immintrin.h>
+
+#include "evaluate-inl.h"
+#include "kernels.h"
+
+namespace lstm_quant {
+
+struct Avx2 {
+  static constexpr int kLanes = 8;
+  using F = __m256;
+  using I = __m256i;
+
+  static F set(float v) { return _mm256_set1_ps(v); }
+  static F load(const float* p) { return _mm256_loadu_ps(p); }
+  static void store(float* p, F v) { _mm256_storeu_ps(p, v); }
+  static void store_first(float* p, F v, int count) {
+    const I lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    _mm256_maskstore_ps(p, _mm256_cmpgt_epi32(_mm256_set1_epi32(count), lane), v);
+  }
+  static F add(F a, F b) { return _mm256_add_ps(a, b); }
+  static F sub(F a, F b) { return _mm256_sub_ps(a, b); }
+  static F mul(F a, F b) { return _mm256_mul_ps(a, b); }
+  static F div(F a, F b) { return _mm256_div_ps(a, b); }
+  static F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
+  static F min(F a, F b) { return _mm256_min_ps(a, b); }
+  static F max(F a, F b) { return _mm256_max_ps(a, b); }
+  static F round(F v) { return _mm256_round_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+  static I to_int(F v) { return _mm256_cvtps_epi32(v); }
+  static F to_float(I v) { return _mm256_cvtepi32_ps(v); }
+  static I load_i32(const int32_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+  // a + b * c, modulo 2**32
+  static I add_product(I a, I b, int32_t c) { return _mm256_add_epi32(a, _mm256_mullo_epi32(b, _mm256_set1_epi32(c))); }
+  static F lookup(const float* table, I i) { return _mm256_i32gather_ps(table, i, sizeof(float)); }
+  static F lookup16(const uint16_t* table, I i) {
+    const I pair = _mm256_i32gather_epi32(reinterpret_cast<const int*>(table), i, sizeof(uint16_t));
+    return to_float(_mm256_and_si256(pair, _mm256_set1_epi32(0xFFFF)));
+  }
+  static void store_u8(uint8_t* p, I v) {
+    const __m128i words = _mm_packus_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packus_epi16(words, words));
+  }
+  static void store_i32(int32_t* p, I v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v); }
+  static F evaluate(Evaluator evaluator, F steps) { return rational<Avx2>(evaluator, steps); }
+};
+
+}  // namespace lstm_quant

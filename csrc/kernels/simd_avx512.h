@@ -1,0 +1,45 @@
+// The vector class of AVX-512: tail-inl.h says what its members are. Include it inside the target region.
+#pragma once
+
+#include <immintrin.h>
+
+#include "evaluate-inl.h"
+#include "kernels.h"
+
+namespace lstm_quant {
+
+struct Avx512 {
+  static constexpr int kLanes = 16;
+  using F = __m512;
+  using I = __m512i;
+
+  static F set(float v) { return _mm512_set1_ps(v); }
+  static F load(const float* p) { return _mm512_loadu_ps(p); }
+  static void store(float* p, F v) { _mm512_storeu_ps(p, v); }
+  static void store_first(float* p, F v, int count) {
+    _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << count) - 1), v);
+  }
+  static F add(F a, F b) { return _mm512_add_ps(a, b); }
+  static F sub(F a, F b) { return _mm512_sub_ps(a, b); }
+  static F mul(F a, F b) { return _mm512_mul_ps(a, b); }
+  static F div(F a, F b) { return _mm512_div_ps(a, b); }
+  static F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
+  static F min(F a, F b) { return _mm512_min_ps(a, b); }
+  static F max(F a, F b) { return _mm512_max_ps(a, b); }
+  static F round(F v) { return _mm512_roundscale_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+  static I to_int(F v) { return _mm512_cvtps_epi32(v); }
+  static F to_float(I v) { return _mm512_cvtepi32_ps(v); }
+  static I load_i32(const int32_t* p) { return _mm512_loadu_si512(p); }
+  // a + b * c, modulo 2**32
+  static I add_product(I a, I b, int32_t c) { return _mm512_add_epi32(a, _mm512_mullo_epi32(b, _mm512_set1_epi32(c))); }
+  static F lookup(const float* table, I i) { return _mm512_i32gather_ps(i, table, sizeof(float)); }
+  static F lookup16(const uint16_t* table, I i) {
+    const I pair = _mm512_i32gather_epi32(i, table, sizeof(uint16_t));
+    return to_float(_mm512_and_si512(pair, _mm512_set1_epi32(0xFFFF)));
+  }
+  static void store_u8(uint8_t* p, I v) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(v)); }
+  static void store_i32(int32_t* p, I v) { _mm512_storeu_si512(p, v); }
+  static F evaluate(Evaluator evaluator, F steps) { return rational<Avx512>(evaluator, steps); }
+};
+
+}  // namespace lstm_quant

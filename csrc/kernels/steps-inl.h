@@ -1,0 +1,187 @@
+// The functions of a Kernels table over the classes of an ISA. Include it inside the target region.
+//
+//   V              vector class, see tail-inl.h
+//   Int8, Float    Rows -> sums: constructed from (projection, operand, stride, rows, scratch); called with
+//                  (block, first_row, rows, sums), they write sums[row][gate][unit]
+#pragma once
+
+#include <cstring>
+
+#include "kernels.h"
+#include "scalar_sums.h"
+#include "sums-inl.h"
+#include "tail-inl.h"
+
+namespace lstm_quant {
+
+constexpr size_t kTailVectors = 4;  // as many chains of dependent operations side by side
+constexpr size_t kChunkRows = 24;   // rows whose sums wait for the tail: a multiple of every tile's height
+static_assert(kChunkRows * kBlock * sizeof(float) <= 16384, "scratch_bytes has no room for so many sums");
+
+template <class Dot>
+class DotSums {
+ public:
+  DotSums(const Projection& projection, const void* operand, size_t stride, size_t, void*)
+      : projection_(projection), rows_{static_cast<const char*>(operand), stride, nullptr} {}
+
+  void operator()(int32_t block, size_t first_row, size_t rows, float* sums) const {
+    sum_all_rows<Dot>(rows_, first_row, rows, BlockWeights(projection_, block), sums);
+  }
+
+ private:
+  const Projection& projection_;
+  OperandRows rows_;
+};
+
+class WideSums {
+ public:
+  WideSums(const Projection& projection, const void* operand, size_t stride)
+      : projection_(projection), operand_(static_cast<const char*>(operand)), stride_(stride) {}
+
+  void operator()(int32_t block, size_t first_row, size_t rows, float* sums) const {
+    for (size_t r = 0; r < rows; ++r) {
+      scalar_sums(projection_, operand_ + (first_row + r) * stride_, block, sums + r * kBlock);
+    }
+  }
+
+ private:
+  const Projection& projection_;
+  const char* operand_;
+  size_t stride_;
+};
+
+template <class Isa>
+struct KernelsOf {
+  using V = typename Isa::V;
+  static constexpr size_t kColumns = kUnits / V::kLanes;  // vectors of units in a block
+
+  static void quantize(const Grid& grid, const float* values, size_t count, uint8_t* operand) {
+    const auto low = V::set(grid.low);
+    size_t i = 0;
+    for (; i + V::kLanes <= count; i += V::kLanes) {
+      V::store_u8(operand + i, V::to_int(V::sub(round_to<V>(V::load(values + i), grid), low)));
+    }
+    if (i == count) return;
+    float last[V::kLanes] = {};
+    uint8_t quantized[V::kLanes];
+    std::memcpy(last, values + i, (count - i) * sizeof(float));
+    V::store_u8(quantized, V::to_int(V::sub(round_to<V>(V::load(last), grid), low)));
+    std::memcpy(operand + i, quantized, count - i);
+  }
+
+  // On whole vectors; the rest is evaluated in a vector of its own.
+  static void evaluate(Evaluator evaluator, const float* steps, size_t count, float* values) {
+    size_t i = 0;
+    for (; i + V::kLanes <= count; i += V::kLanes) V::store(values + i, V::evaluate(evaluator, V::load(steps + i)));
+    if (i == count) return;
+    float last[V::kLanes] = {};
+    std::memcpy(last, steps + i, (count - i) * sizeof(float));
+    V::store_first(values + i, V::evaluate(evaluator, V::load(last)), static_cast<int>(count - i));
+  }
+
+  static void project(const ProjectArgs& args) {
+    const Projection& projection = *args.projection;
+    char* rest = static_cast<char*>(args.scratch) + kSumsBytes;
+    switch (projection.sums) {
+      case Sums::kInt8:
+        return project_with(args, typename Isa::Int8(projection, args.operand, args.operand_stride, args.rows, rest));
+      case Sums::kFloat:
+        return project_with(args, typename Isa::Float(projection, args.operand, args.operand_stride, args.rows, rest));
+      case Sums::kWide:
+        return project_with(args, WideSums(projection, args.operand, args.operand_stride));
+    }
+  }
+
+  static void step(const StepArgs& args) {
+    const Projection& hidden = args.cell->hidden;
+    char* rest = static_cast<char*>(args.scratch) + kSumsBytes;
+    switch (hidden.sums) {
+      case Sums::kInt8:
+        return step_with(args, typename Isa::Int8(hidden, args.h, args.h_stride, args.rows, rest));
+      case Sums::kFloat:
+        return step_with(args, typename Isa::Float(hidden, args.h, args.h_stride, args.rows, rest));
+      case Sums::kWide:
+        return step_with(args, WideSums(hidden, args.h, args.h_stride));
+    }
+  }
+
+ private:
+  static constexpr size_t kSumsBytes = kChunkRows * kBlock * sizeof(float);
+
+  // One row of sums of a block to one row of igates.
+  static void finish_igates(const Projection& projection, int32_t block, const float* sums, float* igates) {
+    const float* multipliers = projection.multipliers + block * kBlock;
+    const float* biases = projection.biases + block * kBlock;
+    for (int gate = 0; gate < kGates; ++gate) {
+      for (int i = gate * kUnits; i < (gate + 1) * kUnits; i += V::kLanes) {
+        const auto v = V::add(V::mul(V::load(sums + i), V::load(multipliers + i)), V::load(biases + i));
+        V::store(igates + i, on_grid<V>(v, projection.output[gate]));
+      }
+    }
+  }
+
+  template <class BlockSums>
+  static void project_with(const ProjectArgs& args, const BlockSums& block_sums) {
+    float* sums = static_cast<float*>(args.scratch);
+    for (int32_t block = args.first_block; block < args.last_block; ++block) {
+      for (size_t row = 0; row < args.rows; row += kChunkRows) {
+        const size_t rows = args.rows - row < kChunkRows ? args.rows - row : kChunkRows;
+        block_sums(block, row, rows, sums);
+        float* igates = args.igates + row * args.igates_stride + (block - args.first_block) * kBlock;
+        for (size_t r = 0; r < rows; ++r) {
+          finish_igates(*args.projection, block, sums + r * kBlock, igates + r * args.igates_stride);
+        }
+      }
+    }
+  }
+
+  template <class BlockSums>
+  static void step_with(const StepArgs& args, const BlockSums& block_sums) {
+    // a single row is taken several blocks at a time, so that the tail has kTailVectors to work on
+    const int32_t blocks = args.rows == 1 ? static_cast<int32_t>(kTailVectors / kColumns) : 1;
+    const int32_t total = args.last_block - args.first_block;
+    for (int32_t done = 0; done < total; done += blocks) {
+      const int32_t count = total - done < blocks ? total - done : blocks;
+      const int32_t first = args.descending ? args.last_block - done - count : args.first_block + done;
+      if (args.rows == 1) {
+        step_row(args, block_sums, first, count);
+      } else {
+        step_rows(args, block_sums, first);
+      }
+    }
+  }
+
+  template <class BlockSums>
+  static void step_row(const StepArgs& args, const BlockSums& block_sums, int32_t first_block, int32_t blocks) {
+    float* sums = static_cast<float*>(args.scratch);
+    for (int32_t i = 0; i < blocks; ++i) block_sums(first_block + i, 0, 1, sums + i * kBlock);
+    if (blocks * kColumns == kTailVectors) {
+      tail(args, Tile<V, kTailVectors, false>{0, first_block * kUnits}, sums, kBlock);
+      return;
+    }
+    for (int32_t i = 0; i < blocks; ++i) {
+      tail(args, Tile<V, kColumns, false>{0, (first_block + i) * kUnits}, sums + i * kBlock, kBlock);
+    }
+  }
+
+  template <class BlockSums>
+  static void step_rows(const StepArgs& args, const BlockSums& block_sums, int32_t block) {
+    float* sums = static_cast<float*>(args.scratch);
+    for (size_t row = 0; row < args.rows; row += kChunkRows) {
+      const size_t rows = args.rows - row < kChunkRows ? args.rows - row : kChunkRows;
+      block_sums(block, row, rows, sums);
+      for (int unit = 0; unit < kUnits; unit += V::kLanes) {
+        const int first_unit = block * kUnits + unit;
+        size_t r = 0;
+        for (; r + kTailVectors <= rows; r += kTailVectors) {
+          tail(args, Tile<V, kTailVectors, true>{row + r, first_unit}, sums + r * kBlock + unit, kBlock);
+        }
+        for (; r < rows; ++r) {
+          tail(args, Tile<V, 1, true>{row + r, first_unit}, sums + r * kBlock + unit, kBlock);
+        }
+      }
+    }
+  }
+};
+
+}  // namespace lstm_quant

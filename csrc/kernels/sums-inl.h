@@ -1,0 +1,150 @@
+// The sums of a projection as tiles of operand rows against the columns of a block, written once over a class Dot,
+// which multiplies one group of a row (4 bytes: four uint8, or one float32) with the weights of one vector of columns:
+//
+//   V                      the ISA's vector class
+//   kOperandBytes          bytes of an operand row that hold a group
+//   kMaxRows, kVectors     the largest tile, in rows and in vectors of columns
+//   kRowVectors, kSplit    the tile of a single row; its groups go to kSplit sums in turn, to hide the latency of one
+//   Operand operand(const char*)
+//   Sum zero(), Sum add(Sum, Operand, const char* weights), Sum join(Sum, Sum)
+//   V::F total(Sum, const BlockWeights&, int column, int32_t shift)     of the vector that begins at `column`
+//
+// Include it inside the target region of an ISA.
+#pragma once
+
+#include "kernels.h"
+
+namespace lstm_quant {
+
+constexpr int kWeightBytes = kBlock * kGroup;  // of one group's weights in a block; also kBlock floats
+
+// Operand rows in the form that Dot reads.
+struct OperandRows {
+  const char* first;
+  size_t stride;          // bytes
+  const int32_t* shifts;  // what was taken from each row's values to bring them into that form; null: nothing
+
+  const char* row(size_t i) const { return first + i * stride; }
+};
+
+// The weights of a block.
+struct BlockWeights {
+  const char* weights;
+  size_t groups;
+  const int32_t* weight_sums;  // null for float32
+  int32_t offset;
+
+  BlockWeights(const Projection& projection, int32_t block)
+      : weights(static_cast<const char*>(projection.weights) + block * projection.block_bytes),
+        groups(projection.sums == Sums::kFloat ? projection.depth : projection.padded_depth / kGroup),
+        weight_sums(projection.sums == Sums::kFloat ? nullptr : projection.weight_sums + block * kBlock),
+        offset(projection.offset) {}
+};
+
+// The float32 value of integer sums of products with operand - shift.
+template <class V>
+inline __attribute__((always_inline)) typename V::F total_of(typename V::I sum, const BlockWeights& block, int column,
+                                                             int32_t shift) {
+  const auto offset = static_cast<int32_t>(static_cast<uint32_t>(block.offset) + static_cast<uint32_t>(shift));
+  return V::to_float(V::add_product(sum, V::load_i32(block.weight_sums + column), offset));
+}
+
+// Never inlined: g++ 12 spills the sums of a tile that it inlines into its caller.
+template <class Dot, int kRows, int kVectors, int kSplit, size_t kPrefetch>
+__attribute__((noinline)) void sum_tile(const OperandRows& rows, size_t first_row, const BlockWeights& block,
+                                        int first_vector, float* sums) {
+  using V = typename Dot::V;
+  constexpr size_t kVectorBytes = V::kLanes * sizeof(float);
+  const char* weights = block.weights + first_vector * kVectorBytes;
+  const char* operand = rows.row(first_row);
+  const size_t stride = rows.stride;
+  typename Dot::Sum totals[kSplit][kRows][kVectors];
+#pragma GCC unroll 8
+  for (int s = 0; s < kSplit; ++s) {
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 8
+      for (int v = 0; v < kVectors; ++v) totals[s][r][v] = Dot::zero();
+    }
+  }
+  for (size_t group = 0; group < block.groups; group += kSplit) {
+#pragma GCC unroll 8
+    for (int s = 0; s < kSplit; ++s) {
+      if constexpr (kPrefetch != 0) {
+        for (size_t line = 0; line < kVectors * kVectorBytes; line += kAlign) {
+          __builtin_prefetch(weights + kPrefetch + line);
+        }
+      }
+#pragma GCC unroll 8
+      for (int r = 0; r < kRows; ++r) {
+        const auto values = Dot::operand(operand + r * stride);
+#pragma GCC unroll 8
+        for (int v = 0; v < kVectors; ++v) {
+          totals[s][r][v] = Dot::add(totals[s][r][v], values, weights + v * kVectorBytes);
+        }
+      }
+      weights += kWeightBytes;
+      operand += Dot::kOperandBytes;
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) {
+    const int32_t shift = rows.shifts == nullptr ? 0 : rows.shifts[first_row + r];
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) {
+      auto sum = totals[0][r][v];
+#pragma GCC unroll 8
+      for (int s = 1; s < kSplit; ++s) sum = Dot::join(sum, totals[s][r][v]);
+      const int column = (first_vector + v) * V::kLanes;
+      V::store(sums + r * kBlock + column, Dot::total(sum, block, column, shift));
+    }
+  }
+}
+
+// The sums of `count` rows, 1 <= count <= kRows, all columns.
+template <class Dot, int kRows = Dot::kMaxRows>
+void sum_rows(const OperandRows& rows, size_t first_row, size_t count, const BlockWeights& block, float* sums) {
+  constexpr int kVectors = kRows == 1 ? Dot::kRowVectors : Dot::kVectors;
+  constexpr int kSplit = kRows == 1 ? Dot::kSplit : 1;
+  if constexpr (kRows > 1) {
+    if (count < kRows) return sum_rows<Dot, kRows - 1>(rows, first_row, count, block, sums);
+  }
+  for (int vector = 0; vector < kBlock / Dot::V::kLanes; vector += kVectors) {
+    sum_tile<Dot, kRows, kVectors, kSplit, 0>(rows, first_row, block, vector, sums);
+  }
+}
+
+// Sums of any number of rows: in tiles of nearly equal heights, as a last tile of one row would waste most of its work.
+template <class Dot>
+void sum_all_rows(const OperandRows& rows, size_t first_row, size_t count, const BlockWeights& block, float* sums) {
+  for (size_t tiles = (count + Dot::kMaxRows - 1) / Dot::kMaxRows; tiles > 0; --tiles) {
+    const size_t height = (count + tiles - 1) / tiles;
+    sum_rows<Dot>(rows, first_row, height, block, sums);
+    first_row += height;
+    count -= height;
+    sums += height * kBlock;
+  }
+}
+
+// float32 operand and weights: k ascending, each product rounded before it is added.
+template <class Vector, int kTileRows, int kTileVectors, int kSingleVectors>
+struct FloatDot {
+  using V = Vector;
+  using Operand = typename V::F;
+  using Sum = typename V::F;
+  static constexpr int kOperandBytes = sizeof(float);
+  static constexpr int kMaxRows = kTileRows;
+  static constexpr int kVectors = kTileVectors;
+  static constexpr int kRowVectors = kSingleVectors;
+  static constexpr int kSplit = 1;
+
+  static Operand operand(const char* p) { return V::set(*reinterpret_cast<const float*>(p)); }
+  static Sum zero() { return V::set(0.0f); }
+  static Sum add(Sum sum, Operand operand, const char* weights) {
+    return V::add(sum, V::mul(operand, V::load(reinterpret_cast<const float*>(weights))));
+  }
+  static Sum join(Sum a, Sum) { return a; }
+  static typename V::F total(Sum sum, const BlockWeights&, int, int32_t) { return sum; }
+};
+
+}  // namespace lstm_quant
