@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -50,11 +50,13 @@ class Value:
         source: the node that computed it, or that stands for ``x``, ``hx`` or ``cx``.
         grids: on which it was quantized and dequantized since then, in that order.
         outside: whether the graph dequantizes the source itself, which comes as a quantized tensor.
+        quarter: which of four chunks of the source's columns it is; None for all of them.
     """
 
     source: Node
     grids: Grids = ()
     outside: bool = False
+    quarter: int | None = None
 
 
 class GraphValues:
@@ -109,7 +111,7 @@ class GraphValues:
         if self.kind(node) != kind:
             raise self.error(node, self.kind(node), expected)
         values = self._two_values(node)
-        found = [self._part(value.source) for value in values]
+        found = [self._part(value) for value in values]
         if sorted(found) != sorted(parts):
             suspect = next((v.source for v, part in zip(values, found, strict=True) if part not in parts), node)
             raise self.error(suspect, f"{kind} of {' and '.join(found)}", expected)
@@ -120,18 +122,6 @@ class GraphValues:
         if len(node.args) != 1 or node.kwargs or not isinstance(node.args[0], Node):
             raise self.error(node, f"arguments {node.args} {node.kwargs or ''}", "one tensor")
         return self._value(node.args[0])
-
-    def through_chunk(self, item: Value, index: int, gate: str) -> Value:
-        """What is chunked, where ``item`` must be quarter ``index`` of it, with the grids before and after."""
-        chunk, found = item.source.args
-        assert isinstance(chunk, Node)
-        sizes = (*chunk.args[1:], *chunk.kwargs.values())
-        if found != index or sizes not in ((4, 1), (4, -1)) or not isinstance(chunk.args[0], Node):
-            raise self.error(
-                item.source, f"item {found} of chunk{sizes}", f"item {index} of chunk(4, 1), the quarter of {gate}"
-            )
-        whole = self._value(chunk.args[0])
-        return Value(whole.source, whole.grids + item.grids)
 
     def one_grid(self, value: Value, part: str) -> QParams | None:
         """The grid of a part that can have only one, None for float32."""
@@ -149,25 +139,49 @@ class GraphValues:
         return module
 
     def _value(self, node: Node) -> Value:
-        """Back over pairs of quantize and dequantize to what computed the value."""
+        """Back over pairs of quantize and dequantize, and over chunks of either, to what computed the value."""
         grids: Grids = ()
-        while self.kind(node) == "dequantize":
-            inner = node.args[0] if node.args else None
-            if not isinstance(inner, Node):
-                raise self.error(node, f"arguments {node.args}", "one tensor")
-            if self.kind(inner) != "quantize":
-                if self._is_decomposed(node):
-                    raise self.error(node, f"{self._describe(inner)} dequantized", "a quantize op before it")
-                return Value(inner, grids, outside=True)
-            if self._is_decomposed(node) != self._is_decomposed(inner) or (
-                self._is_decomposed(node) and self._qparams(inner) != self._qparams(node)
-            ):
-                raise self.error(
-                    node, f"other qparams than those of {inner.name!r}", "the qparams with which it was quantized"
-                )
-            grid, node = self._grid(inner)
-            grids = (grid, *grids)
-        return Value(node, grids)
+        quarter: int | None = None
+        dequantize: Node | None = None
+        while True:
+            kind = self.kind(node)
+            if kind == "dequantize" and dequantize is None:
+                dequantize, node = node, self._first_argument(node)
+            elif kind == "quantize" and dequantize is not None:
+                self._check_pair(node, dequantize)
+                dequantize = None
+                grid, node = self._grid(node)
+                grids = (grid, *grids)
+            elif kind == "item of chunk" and quarter is None:
+                quarter, node = self._quarter(node)
+            else:
+                break
+        if dequantize is not None and self._is_decomposed(dequantize):
+            raise self.error(dequantize, f"{kind} before it", "the quantize op that it belongs to")
+        return Value(node, grids, dequantize is not None, quarter)
+
+    def _check_pair(self, quantize: Node, dequantize: Node) -> None:
+        decomposed = self._is_decomposed(quantize)
+        if decomposed != self._is_decomposed(dequantize) or (
+            decomposed and self._qparams(quantize) != self._qparams(dequantize)
+        ):
+            raise self.error(
+                dequantize, f"other qparams than in {quantize.name!r}", "those with which the value was quantized"
+            )
+
+    def _quarter(self, item: Node) -> tuple[int, Node]:
+        """Which quarter of the columns of what."""
+        chunk, index = item.args
+        assert isinstance(chunk, Node)
+        sizes = (*chunk.args[1:], *chunk.kwargs.values())
+        if sizes not in ((4, 1), (4, -1)) or index not in range(4):
+            raise self.error(item, f"item {index} of chunk{sizes}", "one of the four items of chunk(4, 1)")
+        return index, self._first_argument(chunk)  # type: ignore[return-value]
+
+    def _first_argument(self, node: Node) -> Node:
+        if not node.args or not isinstance(node.args[0], Node):
+            raise self.error(node, f"arguments {node.args}", "a tensor")
+        return node.args[0]
 
     def _returned(self, node: Node) -> tuple[Value, torch.dtype | None]:
         if self.kind(node) != "quantize":
@@ -176,7 +190,7 @@ class GraphValues:
             raise self.error(node, "plain integers returned", "a float32 or quantized tensor: dequantize it in the graph")
         grid, source = self._grid(node)
         before = self._value(source)
-        return Value(before.source, (*before.grids, grid), before.outside), node.args[3]  # type: ignore[return-value]
+        return replace(before, grids=(*before.grids, grid)), node.args[3]  # type: ignore[return-value]
 
     def _grid(self, node: Node) -> tuple[QParams, Node]:
         """The grid of a quantize node, and the node before it: a clamp there gives the limits."""
@@ -239,18 +253,21 @@ class GraphValues:
         first, second = (self._value(argument) for argument in node.args)  # type: ignore[arg-type]
         return first, second
 
-    def _part(self, node: Node) -> str:
+    def _part(self, value: Value) -> str:
         """The part that a product or a linear computes, by what it reads; of anything else its kind."""
-        kind = self.kind(node)
+        kind = self.kind(value.source)
+        if value.quarter is not None:
+            return f"a quarter of {kind}"
         if kind == "linear":
-            return {"x": "igates", "hx": "hgates"}.get(self.kind(self.argument(node).source), kind)
+            read = self.argument(value.source)
+            return {"x": "igates", "hx": "hgates"}.get(self.kind(read.source), kind) if read.quarter is None else kind
         if kind == "mul":
-            operands = {self.kind(value.source) for value in self._two_values(node)}
+            operands = {self.kind(operand.source) for operand in self._two_values(value.source)}
             return "fgate_cx" if "cx" in operands else "igate_cgate" if operands == {"sigmoid", "tanh"} else kind
         return kind
 
     def _kind_of_item(self, node: Node) -> str:
-        whole, index = node.args
+        whole, index = (*node.args, None, None)[:2]
         kind = self.kind(whole) if isinstance(whole, Node) else str(whole)
         if kind == "states" and index in (0, 1):
             return ("hx", "cx")[index]  # type: ignore[index]

@@ -10,13 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from torch_lstm_quant.cell import Cell
 from torch_lstm_quant.graph_values import GraphValues, Value, fold
-from torch_lstm_quant.qparams import GATES, CellQParams, Grids, QParams, WeightQParams
-from torch_lstm_quant.reference_linear import read_linear
+from torch_lstm_quant.qparams import GATES, CellQParams, Grids, QParams
+from torch_lstm_quant.reference_linear import Rows, join, read_linear
 from torch_lstm_quant.tables import cut_unbounded
 
 
@@ -56,10 +55,8 @@ class _Projection:
     """One gate's rows of a linear, what it reads, and the grid of what it gives."""
 
     reads: Value
+    rows: Rows
     grid: QParams | None
-    weight: Tensor
-    bias: Tensor
-    weight_grid: WeightQParams | None
 
 
 @dataclass(frozen=True)
@@ -113,14 +110,11 @@ class _Reader:
         return ReadCell(self._cell(fields, gates), outside, h_dtype, c_dtype)
 
     def _cell(self, fields: Mapping[str, object], gates: list[_Gate]) -> Cell:
-        ih, hh = [gate.ih for gate in gates], [gate.hh for gate in gates]
         try:
-            weight_grids = {"weight_ih": _join_weight_grids(ih), "weight_hh": _join_weight_grids(hh)}
-            return Cell(
-                CellQParams(**fields, **weight_grids),  # type: ignore[arg-type]
-                *(torch.cat([projection.weight for projection in side]) for side in (ih, hh)),
-                *(torch.cat([projection.bias for projection in side]) for side in (ih, hh)),
-            )
+            weight_ih, bias_ih, grid_ih = join([gate.ih.rows for gate in gates])
+            weight_hh, bias_hh, grid_hh = join([gate.hh.rows for gate in gates])
+            qparams = CellQParams(**fields, weight_ih=grid_ih, weight_hh=grid_hh)  # type: ignore[arg-type]
+            return Cell(qparams, weight_ih, weight_hh, bias_ih, bias_hh)
         except ValueError as error:
             raise ValueError(f"{self._where}: {error}") from error
 
@@ -128,16 +122,18 @@ class _Reader:
         """The gate whose function's output is ``value``."""
         values, function = self._values, value.source
         read = values.argument(function)
-        chunked = values.kind(read.source) == "item of chunk"
-        if chunked:
-            read = values.through_chunk(read, index, GATES[index])
+        if read.quarter not in (None, index):
+            raise values.error(
+                function, f"quarter {read.quarter} of the gates as input", f"quarter {index}, that of {GATES[index]}"
+            )
         ih, hh = values.operands(read.source, "add", ("igates", "hgates"), f"the sum that {GATES[index]} reads")
-        rows = index if chunked else None
         inputs, outputs = self._function_grids(function, read.grids, fold(value.grids))
         for part, grids in (("input", inputs), ("output", outputs)):
             if len(grids) > 2:
                 raise values.error(function, f"its {part} quantized {len(grids)} times", "at most two different grids")
-        return _Gate(self._projection(ih, "igates", rows), self._projection(hh, "hgates", rows), inputs, outputs)
+        return _Gate(
+            self._projection(ih, "igates", read.quarter), self._projection(hh, "hgates", read.quarter), inputs, outputs
+        )
 
     def _function_grids(self, function: Node, inputs: Grids, outputs: Grids) -> tuple[Grids, Grids]:
         """The grids of a function's input and output, without those that change nothing, and the input's within limits."""
@@ -152,7 +148,7 @@ class _Reader:
         """The grids of the new cell state, and of tanh's input where that has another."""
         values, function = self._values, tanh_cy.source
         read = values.argument(function)
-        if read.source is not c.source:
+        if read.source is not c.source or read.quarter is not None:
             raise values.error(
                 function, f"tanh of {read.source.name!r}", f"tanh of the cell state that is returned, {c.source.name!r}"
             )
@@ -171,20 +167,15 @@ class _Reader:
             )
         return state, _first(inputs)
 
-    def _projection(self, value: Value, part: str, rows: int | None) -> _Projection:
-        """Quarter ``rows`` of a linear's outputs, or all of them."""
+    def _projection(self, value: Value, part: str, quarter: int | None) -> _Projection:
+        """A quarter of a linear's outputs, or, where gates are split, all of them."""
         node = value.source
         try:
-            weight, bias, grid = read_linear(self._values.module(node))
+            rows = read_linear(self._values.module(node))
         except ValueError as error:
             raise ValueError(f"{self._where}, node {node.name!r}: {error}") from error
-        own = slice(None)
-        if rows is not None:
-            size = weight.shape[0] // 4
-            own = slice(rows * size, (rows + 1) * size)
-        if grid is not None:
-            grid = WeightQParams(grid.scale[own], grid.zero_point[own], grid.quant_min, grid.quant_max)
-        return _Projection(self._values.argument(node), self._values.one_grid(value, part), weight[own], bias[own], grid)
+        own = rows if quarter is None else rows.quarter(quarter)
+        return _Projection(self._values.argument(node), own, self._values.one_grid(value, part))
 
     def _shared_input(self, part: str, projections: list[_Projection]) -> Value:
         """What the four gates' projections read, which must be one thing."""
@@ -199,18 +190,3 @@ class _Reader:
 
 def _first(grids: Grids) -> QParams | None:
     return grids[0] if grids else None
-
-
-def _join_weight_grids(projections: list[_Projection]) -> WeightQParams | None:
-    """The grid of four gates' weights together."""
-    grids = [projection.weight_grid for projection in projections if projection.weight_grid is not None]
-    if not grids:
-        return None
-    if len(grids) != len(projections):
-        raise ValueError("the weights of some gates are int8 and those of others float32: quantize all four or none")
-    return WeightQParams(
-        torch.cat([grid.scale for grid in grids]),
-        torch.cat([grid.zero_point for grid in grids]),
-        min(grid.quant_min for grid in grids),
-        max(grid.quant_max for grid in grids),
-    )

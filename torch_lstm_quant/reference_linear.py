@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 from torch.ao.nn.quantized.reference import Linear as ReferenceLinear
@@ -13,14 +16,56 @@ _SHIFTS = {torch.qint8: 0, torch.quint8: 128}
 """What is taken off the integers of a weight's dtype to bring them, and the zero points, into int8."""
 
 
-def read_linear(linear: nn.Module) -> tuple[Tensor, Tensor, WeightQParams | None]:
-    """Weight ``[rows, K]``, int8, or float32 where it has no grid; bias float32 ``[rows]``; and the grid.
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Rows of a linear.
 
     Args:
-        linear: ``nn.Linear``, or torch's reference ``Linear``, which holds a float weight and its qparams.
+        weight: ``[rows, K]``: int8, or float32 where it has no grid.
+        bias: float32 ``[rows]``.
+        scale, zero_point: float32 and int32 ``[rows]``, or None.
+        limits: smallest and largest int8 value.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    scale: Tensor | None = None
+    zero_point: Tensor | None = None
+    limits: tuple[int, int] = (-128, 127)
+
+    def quarter(self, index: int) -> Rows:
+        """Quarter ``index`` of the rows: those of one gate."""
+
+        def own(rows: Tensor) -> Tensor:
+            return rows.chunk(4)[index]
+
+        scale = None if self.scale is None else own(self.scale)
+        zero_point = None if self.zero_point is None else own(self.zero_point)
+        return Rows(own(self.weight), own(self.bias), scale, zero_point, self.limits)
+
+
+def join(gates: Sequence[Rows]) -> tuple[Tensor, Tensor, WeightQParams | None]:
+    """Weight, bias and grid of four gates' rows together.
 
     Raises:
-        ValueError: a weight that is not finite, that has no qparams, or whose grid int8 rows cannot hold.
+        ValueError: some are int8 and others float32, or a grid is none.
+    """
+    weight, bias = torch.cat([rows.weight for rows in gates]), torch.cat([rows.bias for rows in gates])
+    scales = [rows.scale for rows in gates if rows.scale is not None]
+    zero_points = [rows.zero_point for rows in gates if rows.zero_point is not None]
+    if not scales:
+        return weight, bias, None
+    if len(scales) != len(gates):
+        raise ValueError("found int8 weights for some gates and float32 for others, expected one kind: convert all four alike")
+    low, high = min(rows.limits[0] for rows in gates), max(rows.limits[1] for rows in gates)
+    return weight, bias, WeightQParams(torch.cat(scales), torch.cat(zero_points), low, high)
+
+
+def read_linear(linear: nn.Module) -> Rows:
+    """All rows of ``nn.Linear``, or of torch's reference ``Linear``, which holds a float weight and its qparams.
+
+    Raises:
+        ValueError: a weight that is not finite, that has no usable qparams, or that int8 values cannot hold.
     """
     weight: Tensor = linear.weight.detach()  # type: ignore[operator]
     if not torch.isfinite(weight).all():
@@ -29,39 +74,44 @@ def read_linear(linear: nn.Module) -> tuple[Tensor, Tensor, WeightQParams | None
         )
     bias = torch.zeros(len(weight)) if linear.bias is None else linear.bias.detach()  # type: ignore[operator]
     if not isinstance(linear, ReferenceLinear):
-        return weight, bias, None
-    grid = _weight_grid(linear)
+        return Rows(weight, bias)
+    scale, zero_point = _qparams(linear)
     with without_warning("torch.quantize_per_tensor, torch.quantize_per_channel"):
         dequantized = linear.get_weight().detach()
-    steps = torch.round(dequantized / grid.scale[:, None])
-    if not torch.equal(steps * grid.scale[:, None], dequantized):
-        raise ValueError(
-            "found a weight that its own qparams do not give, expected (q - zero_point) * scale: convert it again"
-        )
-    return (steps + grid.zero_point[:, None]).to(torch.int8), bias, grid
+    steps = torch.round(dequantized / scale[:, None])
+    if not torch.equal(steps * scale[:, None], dequantized):
+        raise ValueError("found a weight that is not (q - zero_point) * scale, expected one on its own grid: convert it again")
+    shift = _SHIFTS[linear.weight_dtype]
+    return Rows(
+        (steps + (zero_point - shift)[:, None]).to(torch.int8), bias, scale, zero_point - shift, _limits(linear, shift)
+    )
 
 
-def _weight_grid(linear: ReferenceLinear) -> WeightQParams:
+def _qparams(linear: ReferenceLinear) -> tuple[Tensor, Tensor]:
+    """Scale and zero point of each row."""
     scale, zero_point = getattr(linear, "weight_scale", None), getattr(linear, "weight_zero_point", None)
     if not isinstance(scale, Tensor) or not isinstance(zero_point, Tensor):
         raise ValueError("found no weight_scale or weight_zero_point, expected tensors: convert the observed LSTM again")
-    dtype, scheme, rows = linear.weight_dtype, linear.weight_qscheme, len(linear.weight)
-    per_channel = (
-        scheme == torch.per_channel_affine and linear.weight_axis_int == 0 and scale.shape == zero_point.shape == (rows,)
-    )
+    rows, scheme = len(linear.weight), linear.weight_qscheme
     per_tensor = scheme == torch.per_tensor_affine and scale.numel() == zero_point.numel() == 1
-    if dtype not in _SHIFTS or not (per_channel or per_tensor):
+    per_row = scheme == torch.per_channel_affine and linear.weight_axis_int == 0 and scale.shape == zero_point.shape == (rows,)
+    if linear.weight_dtype not in _SHIFTS or not (per_tensor or per_row):
         raise ValueError(
-            f"found a weight of {dtype}, {scheme}, axis {linear.weight_axis_int}, with {scale.numel()} scales, expected qint8 "
-            f"or quint8 with one scale or one for each of {rows} rows: convert it with such an observer"
+            f"found a weight of {linear.weight_dtype}, {scheme}, axis {linear.weight_axis_int}, {scale.numel()} scales, "
+            f"expected qint8 or quint8 with one scale, or one for each of {rows} rows: convert it with such an observer"
         )
-    shift, info = _SHIFTS[dtype], torch.iinfo(dtype)
-    limits = [info.min, info.max]
-    if linear.is_decomposed and linear.weight_quant_min is not None and linear.weight_quant_max is not None:
-        limits = [linear.weight_quant_min, linear.weight_quant_max]
-    return WeightQParams(
+    if not (torch.isfinite(scale).all() and (scale > 0).all()):
+        raise ValueError("found a weight_scale that is zero, negative or not finite, expected a step: convert it again")
+    return (
         scale.detach().to(torch.float32).reshape(-1).expand(rows).contiguous(),
-        (zero_point.detach().to(torch.int32) - shift).reshape(-1).expand(rows).contiguous(),
-        limits[0] - shift,
-        limits[1] - shift,
+        zero_point.detach().to(torch.int32).reshape(-1).expand(rows).contiguous(),
     )
+
+
+def _limits(linear: ReferenceLinear, shift: int) -> tuple[int, int]:
+    """The limits to which the module's forward clamps: its own in the decomposed form, else its dtype's."""
+    low, high = linear.weight_quant_min, linear.weight_quant_max
+    if not linear.is_decomposed or low is None or high is None:
+        info = torch.iinfo(linear.weight_dtype)
+        low, high = info.min, info.max
+    return low - shift, high - shift
