@@ -1,0 +1,159 @@
+#include "cell_run.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace lstm_quant {
+namespace {
+
+// Room for a row of any kind of operand.
+size_t max_operand_stride(size_t depth) {
+  return round_up(round_up(depth, kUnits) * sizeof(float), kAlign);
+}
+
+}  // namespace
+
+CellState CellState::take(Arena& arena, const Cell& cell, int64_t rows) {
+  CellState state;
+  const size_t units = static_cast<size_t>(cell.blocks) * kUnits;
+  state.h_stride = round_up(units * operand_item_bytes(cell.hidden.sums), kAlign);
+  for (char*& h : state.h) h = arena.take<char>(rows * state.h_stride);
+  state.c_stride = units;
+  state.c = arena.take<float>(rows * units);
+  return state;
+}
+
+Workspace Workspace::take(Arena& arena, const Sizes& sizes, const Plan& plan) {
+  Workspace workspace;
+  const size_t depth = std::max(sizes.input_size, sizes.num_directions * sizes.hidden_size);
+  const size_t rows = plan.chunk_steps * plan.tile_rows;
+  const size_t blocks = std::min<size_t>(plan.group_blocks, round_up(sizes.hidden_size, kUnits) / kUnits);
+  workspace.operand = arena.take<char>(rows * max_operand_stride(depth));
+  workspace.igates = arena.take<float>(rows * blocks * kBlock);
+  workspace.output = arena.take<float>(plan.tile_rows * sizes.hidden_size);
+  workspace.scratch = arena.take<char>(scratch_bytes(rows, round_up(depth, kUnits)));
+  return workspace;
+}
+
+size_t CellRun::units() const {
+  const size_t end = std::min<size_t>(static_cast<size_t>(last_block) * kUnits, bound.cell.hidden_size);
+  return end - std::min(end, first_unit());
+}
+
+size_t CellRun::operand_stride() const {
+  const Projection& input = bound.cell.input;
+  return round_up(input.padded_depth * operand_item_bytes(input.sums), kAlign);
+}
+
+char* CellRun::output_row(int64_t step, size_t row) const {
+  return static_cast<char*>(output.data) + position(step) * output.step_bytes + row * output.row_bytes;
+}
+
+void CellRun::load_states(const void* hx, DType hx_dtype, const void* cx, DType cx_dtype) const {
+  const Cell& cell = bound.cell;
+  const size_t hidden_size = cell.hidden_size, first = first_unit(), item = operand_item_bytes(cell.hidden.sums);
+  std::memset(workspace.output, 0, hidden_size * sizeof(float));
+  for (size_t row = 0; row < rows; ++row) {
+    // zero operands and states for padded units, so that nothing uninitialized is ever read
+    char* h = state.h[0] + row * state.h_stride + first * item;
+    float* c = state.c + row * state.c_stride + first;
+    const size_t padded = static_cast<size_t>(last_block - first_block) * kUnits;
+    std::memset(h, 0, padded * item);
+    std::memset(c, 0, padded * sizeof(float));
+    const auto values = [&](const void* data, DType dtype) -> const void* {
+      if (data == nullptr) return workspace.output;
+      return static_cast<const char*>(data) + (row * hidden_size + first) * item_bytes(dtype);
+    };
+    if (units() == 0) continue;
+    to_operand(kernels, cell.hidden.sums, cell.hx, values(hx, hx_dtype), hx == nullptr ? DType::kFloat32 : hx_dtype,
+               units(), h);
+    to_floats(bound.cx, values(cx, cx_dtype), cx == nullptr ? DType::kFloat32 : cx_dtype, units(), c);
+    if (!cell.cx.present()) put_on_grid(bound.cx, units(), c);
+  }
+  barrier.wait(threads);
+}
+
+void CellRun::load_operands(int64_t step, int64_t count) const {
+  const Projection& input = bound.cell.input;
+  char* operand = workspace.operand;
+  for (int64_t s = step; s < step + count; ++s) {
+    for (size_t row = 0; row < rows; ++row, operand += operand_stride()) {
+      const char* values = static_cast<const char*>(x.data) + position(s) * x.step_bytes + row * x.row_bytes;
+      to_operand(kernels, input.sums, bound.x, values, x.dtype, input.depth, operand);
+    }
+  }
+}
+
+void CellRun::project(int64_t count, int32_t first, int32_t last) const {
+  const size_t stride = static_cast<size_t>(last - first) * kBlock;
+  kernels.project({&bound.cell.input, count * rows, workspace.operand, operand_stride(), workspace.igates, stride,
+                   first, last, workspace.scratch});
+}
+
+void CellRun::run() const {
+  const Plan& p = plan;
+  const int32_t group = std::min(p.group_blocks, last_block - first_block);
+  const bool grouped = group < last_block - first_block;
+  for (int64_t start = 0; start < steps; start += p.chunk_steps) {
+    const int64_t count = std::min(p.chunk_steps, steps - start);
+    load_operands(start, count);
+    if (!grouped) project(count, first_block, last_block);
+    for (int64_t s = 0; s < count; ++s) {
+      step(start + s, s);
+      barrier.wait(threads);
+    }
+  }
+}
+
+void CellRun::step(int64_t step, int64_t in_chunk) const {
+  const Cell& cell = bound.cell;
+  const bool odd = ((first_step + step) & 1) != 0;
+  const bool to_integers = output.dtype != DType::kFloat32;
+  StepArgs args{};
+  args.cell = &cell;
+  args.rows = rows;
+  args.h = state.h[odd];
+  args.h_next = state.h[!odd];
+  args.h_stride = state.h_stride;
+  args.c = state.c;
+  args.c_stride = state.c_stride;
+  args.output = to_integers ? workspace.output : reinterpret_cast<float*>(output_row(step, 0));
+  args.output_stride = to_integers ? cell.hidden_size : output.row_bytes / sizeof(float);
+  args.descending = plan.zigzag && odd;
+  args.scratch = workspace.scratch;
+  const int32_t blocks = last_block - first_block;
+  const int32_t group = std::min(plan.group_blocks, blocks);
+  for (int32_t begin = 0; begin < blocks; begin += group) {
+    const int32_t length = std::min(group, blocks - begin);
+    args.first_block = args.descending ? last_block - begin - length : first_block + begin;
+    args.last_block = args.first_block + length;
+    if (group < blocks) project(1, args.first_block, args.last_block);
+    args.igates_stride = static_cast<size_t>(length) * kBlock;
+    args.igates = workspace.igates + in_chunk * rows * args.igates_stride;
+    kernels.step(args);
+  }
+  if (!to_integers || units() == 0) return;
+  for (size_t row = 0; row < rows; ++row) {
+    from_floats(cell.ogate_cy, workspace.output + row * cell.hidden_size + first_unit(), units(), output.dtype,
+                output_row(step, row) + first_unit() * item_bytes(output.dtype));
+  }
+}
+
+void CellRun::store_states(void* h_n, DType h_dtype, void* c_n, DType c_dtype) const {
+  const Cell& cell = bound.cell;
+  if (units() == 0) return;
+  for (size_t row = 0; row < rows; ++row) {
+    const size_t at = row * cell.hidden_size + first_unit();
+    const char* h = output_row(steps - 1, row) + first_unit() * item_bytes(output.dtype);
+    char* to = static_cast<char*>(h_n) + at * item_bytes(h_dtype);
+    if (output.dtype == h_dtype) {
+      std::memcpy(to, h, units() * item_bytes(h_dtype));
+    } else {
+      from_floats(cell.ogate_cy, reinterpret_cast<const float*>(h), units(), h_dtype, to);
+    }
+    from_floats(cell.cell, state.c + row * state.c_stride + first_unit(), units(), c_dtype,
+                static_cast<char*>(c_n) + at * item_bytes(c_dtype));
+  }
+}
+
+}  // namespace lstm_quant

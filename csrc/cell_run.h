@@ -1,0 +1,92 @@
+// One thread's part of one cell's steps: some rows, some blocks of units.
+#pragma once
+
+#include <cstdint>
+
+#include "blob.h"
+#include "lstm.h"
+#include "plan.h"
+#include "team.h"
+
+namespace lstm_quant {
+
+// Gives out aligned parts of one allocation. Without a base it only counts what is needed.
+class Arena {
+ public:
+  explicit Arena(char* base) : base_(base) {}
+
+  template <class T>
+  T* take(size_t count) {
+    char* start = base_ == nullptr ? nullptr : base_ + used_;
+    used_ += round_up(count * sizeof(T), kAlign);
+    return reinterpret_cast<T*>(start);
+  }
+  size_t used() const { return used_; }
+
+ private:
+  char* base_;
+  size_t used_ = 0;
+};
+
+// The state of a cell, shared by the threads that work on it. Step s reads h[s % 2] and writes the other.
+struct CellState {
+  char* h[2];
+  size_t h_stride;  // bytes
+  float* c;
+  size_t c_stride;  // floats
+
+  static CellState take(Arena& arena, const Cell& cell, int64_t rows);
+};
+
+// A thread's own buffers, large enough for every cell.
+struct Workspace {
+  char* operand = nullptr;
+  float* igates = nullptr;
+  float* output = nullptr;  // float32 rows where the caller wants integers
+  void* scratch = nullptr;
+
+  static Workspace take(Arena& arena, const Sizes& sizes, const Plan& plan);
+};
+
+struct Sink {
+  void* data;
+  DType dtype;
+  int64_t step_bytes;
+  int64_t row_bytes;
+};
+
+struct CellRun {
+  const BoundCell& bound;
+  const Kernels& kernels;
+  const Plan& plan;
+  size_t rows;
+  int64_t steps;
+  int64_t first_step;  // counted in the direction of the cell
+  bool backward;       // takes the steps from the last to the first
+  Sequence x;
+  Sink output;
+  CellState state;
+  Workspace workspace;
+  int32_t first_block;
+  int32_t last_block;
+  Barrier& barrier;  // of the threads that work on this cell
+  int threads;
+
+  // The first h and c; null: zeros. Rows are contiguous.
+  void load_states(const void* hx, DType hx_dtype, const void* cx, DType cx_dtype) const;
+  void run() const;
+  // The last h and c, after the last run().
+  void store_states(void* h_n, DType h_dtype, void* c_n, DType c_dtype) const;
+
+ private:
+  size_t first_unit() const { return static_cast<size_t>(first_block) * kUnits; }
+  size_t units() const;
+  size_t operand_stride() const;
+  int64_t position(int64_t step) const { return backward ? steps - 1 - step : step; }
+  char* output_row(int64_t step, size_t row) const;
+  void load_operands(int64_t step, int64_t count) const;
+  void project(int64_t count, int32_t first, int32_t last) const;
+  void step(int64_t step, int64_t in_chunk) const;
+};
+
+}  // namespace lstm_quant

@@ -1,0 +1,42 @@
+// A stack of layers in one or two directions over whole sequences.
+#pragma once
+
+#include <cstdint>
+
+#include "blob.h"
+#include "convert.h"
+#include "parallel.h"
+
+namespace lstm_quant {
+
+// Rows of contiguous items that the caller owns.
+struct Sequence {
+  const void* data;
+  DType dtype;
+  int64_t step_bytes;  // from a step to the next
+  int64_t row_bytes;   // from a row of the batch to the next
+};
+
+struct Call {
+  int64_t steps;
+  int64_t rows;
+  Sequence x;  // [steps, rows, input_size]; integers are those of layer 0's grids of part x
+  // [cells, rows, hidden_size], contiguous; null: zeros; integers are those of each cell's grids of parts hx and cx
+  const void* hx;
+  DType hx_dtype;
+  const void* cx;
+  DType cx_dtype;
+  // [steps, rows, num_directions * hidden_size] and [cells, rows, hidden_size], contiguous; integers are those of each
+  // cell's grids of parts ogate_cy and fgate_cx_igate_cgate
+  void* output;
+  void* h_n;
+  DType h_dtype;
+  void* c_n;
+  DType c_dtype;
+};
+
+// Runs the cells of `blob`. Throws std::runtime_error where integers come from or go to a part that has no grid, or
+// whose grid does not fit their dtype. The results do not depend on `kernels` or `parallel`.
+void run_lstm(const Blob& blob, const Kernels& kernels, Parallel& parallel, const Call& call);
+
+}  // namespace lstm_quant

@@ -1,0 +1,251 @@
+// The operators as torch sees them: schemas, checks, allocation. The only file that includes torch, through its stable
+// ABI, so that one build serves every torch from 2.10 on.
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <array>
+#include <cstdint>
+#include <optional>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "blob.h"
+#include "dispatch.h"
+#include "lstm.h"
+#include "pack.h"
+
+namespace lstm_quant {
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using Shape = std::vector<int64_t>;
+
+template <class... Words>
+void check(bool holds, const Words&... words) {
+  if (holds) return;
+  std::ostringstream message;
+  (message << ... << words);
+  throw std::runtime_error("torch_lstm_quant: " + message.str());
+}
+
+std::string to_string(const int64_t* sizes, size_t count) {
+  std::string text = "[";
+  for (size_t i = 0; i < count; ++i) text += (i == 0 ? "" : ", ") + std::to_string(sizes[i]);
+  return text + "]";
+}
+
+class TorchParallel final : public Parallel {
+ public:
+  int threads() const override { return static_cast<int>(torch::stable::get_num_threads()); }
+  void run(int slots, const Task& task) override {
+    torch::stable::parallel_for(
+        0, slots, 1, [&](int64_t begin, int64_t end) { task(static_cast<int>(begin), static_cast<int>(end)); });
+  }
+};
+
+// Null unless a dtype that the core knows.
+std::optional<DType> to_dtype(ScalarType type) {
+  switch (type) {
+    case ScalarType::Float:
+      return DType::kFloat32;
+    case ScalarType::Byte:
+      return DType::kUint8;
+    case ScalarType::Char:
+      return DType::kInt8;
+    case ScalarType::Short:
+      return DType::kInt16;
+    case ScalarType::Int:
+      return DType::kInt32;
+    default:
+      return std::nullopt;
+  }
+}
+
+DType dtype_of(const char* name, const Tensor& tensor) {
+  const auto dtype = to_dtype(tensor.scalar_type());
+  check(dtype.has_value(), name, " must be float32, uint8, int8, int16 or int32");
+  return *dtype;
+}
+
+void check_tensor(const char* name, const Tensor& tensor, const Shape& shape) {
+  check(tensor.is_cpu(), name, " must be on the CPU");
+  const auto sizes = tensor.sizes();
+  check(Shape(sizes.begin(), sizes.end()) == shape, name, " must be ", to_string(shape.data(), shape.size()), ", got ",
+        to_string(sizes.data(), sizes.size()));
+}
+
+// `tensor` as a contiguous array of T, kept alive by `tensor` itself.
+template <class T>
+const T* contiguous_data(const char* name, Tensor& tensor, ScalarType type, const Shape& shape) {
+  check_tensor(name, tensor, shape);
+  check(tensor.scalar_type() == type, name, " has the wrong dtype");
+  if (!tensor.is_contiguous()) tensor = torch::stable::contiguous(tensor);
+  return static_cast<const T*>(tensor.const_data_ptr());
+}
+
+// A contiguous CPU tensor, straight from the C shim: torch::stable::empty looks its operator up by name at every call.
+Tensor empty(const std::array<int64_t, 3>& sizes, ScalarType type) {
+  const std::array<int64_t, 3> strides{std::max<int64_t>(sizes[1], 1) * std::max<int64_t>(sizes[2], 1),
+                                       std::max<int64_t>(sizes[2], 1), 1};
+  AtenTensorHandle handle = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      3, sizes.data(), strides.data(), torch::stable::detail::to<int32_t>(torch::stable::detail::from(type)),
+      aoti_torch_device_type_cpu(), 0, &handle));
+  return Tensor(handle);
+}
+
+MatrixSource matrix_source(const char* name, Tensor& weight, Tensor& bias, Tensor& scale, Tensor& zero_point,
+                           int64_t hidden_size, int64_t depth) {
+  const int64_t rows = kGates * hidden_size;
+  MatrixSource source;
+  source.depth = depth;
+  source.bias = contiguous_data<float>("bias", bias, ScalarType::Float, {rows});
+  if (weight.scalar_type() == ScalarType::Float) {
+    source.float_weights = contiguous_data<float>(name, weight, ScalarType::Float, {rows, depth});
+    return source;
+  }
+  source.int8_weights = contiguous_data<int8_t>(name, weight, ScalarType::Char, {rows, depth});
+  source.scales = contiguous_data<float>("weight scale", scale, ScalarType::Float, {rows});
+  source.zero_points = contiguous_data<int32_t>("weight zero point", zero_point, ScalarType::Int, {rows});
+  return source;
+}
+
+Tensor pack(std::vector<Tensor> weights, std::vector<Tensor> biases, std::vector<Tensor> weight_scales,
+            std::vector<Tensor> weight_zero_points, std::vector<Tensor> grids, std::vector<Tensor> tables,
+            int64_t num_directions) {
+  const size_t cells = grids.size();
+  check(cells > 0 && (num_directions == 1 || num_directions == 2) && cells % num_directions == 0,
+        "needs at least one cell and 1 or 2 directions, got ", cells, " cells and num_directions=", num_directions);
+  for (const auto* list : {&weights, &biases, &weight_scales, &weight_zero_points}) {
+    check(list->size() == 2 * cells, "needs two weights, biases, scales and zero points for each of ", cells, " cells");
+  }
+  check(tables.size() == (kGates + 1) * cells, "needs five tables for each of ", cells, " cells, got ", tables.size());
+  for (const Tensor& weight : weights) check(weight.dim() == 2, "weights must have two dimensions");
+
+  const Sizes sizes{weights[0].size(1), weights[1].size(1), static_cast<int64_t>(cells) / num_directions,
+                    num_directions};
+  check(0 < sizes.input_size && sizes.input_size <= kMaxSize && 0 < sizes.hidden_size &&
+            sizes.hidden_size <= kMaxSize && sizes.num_layers <= kMaxLayers,
+        "sizes out of range: input_size=", sizes.input_size, ", hidden_size=", sizes.hidden_size);
+  std::vector<CellSource> sources(cells);
+  for (size_t i = 0; i < cells; ++i) {
+    const size_t ih = 2 * i, hh = 2 * i + 1;
+    CellSource& source = sources[i];
+    source.input = matrix_source("weight_ih", weights[ih], biases[ih], weight_scales[ih], weight_zero_points[ih],
+                                 sizes.hidden_size, sizes.depth(i / num_directions));
+    source.hidden = matrix_source("weight_hh", weights[hh], biases[hh], weight_scales[hh], weight_zero_points[hh],
+                                  sizes.hidden_size, sizes.hidden_size);
+    check(grids[i].dim() == 2, "grids must have two dimensions");
+    source.grid_rows = grids[i].size(0);
+    source.grids = contiguous_data<double>("grids", grids[i], ScalarType::Double, {source.grid_rows, 5});
+    for (int f = 0; f <= kGates; ++f) {
+      Tensor& table = tables[i * (kGates + 1) + f];
+      source.tables[f] = {contiguous_data<float>("table", table, ScalarType::Float, {table.numel()}), table.numel()};
+    }
+  }
+  const Packer packer(sizes, std::move(sources));
+  const Tensor blob = torch::stable::empty({static_cast<int64_t>(packer.bytes())}, ScalarType::Byte);
+  packer.write(static_cast<uint8_t*>(blob.mutable_data_ptr()));
+  return blob;
+}
+
+// The blob's bytes, aligned as kernels need them: what torch allocates is, but a view or a mapped file may not be.
+Blob open_blob(Tensor& packed) {
+  check_tensor("packed", packed, {packed.numel()});
+  check(packed.scalar_type() == ScalarType::Byte, "packed must be uint8");
+  if (!packed.is_contiguous() || reinterpret_cast<uintptr_t>(packed.const_data_ptr()) % kAlign != 0) {
+    packed = torch::stable::clone(packed);
+  }
+  return Blob(packed.const_data_ptr(), packed.numel());
+}
+
+Sequence open_sequence(Tensor& x, int64_t input_size) {
+  check(x.dim() == 3, "x must have three dimensions [T, B, input_size], got ", x.dim());
+  check_tensor("x", x, {x.size(0), x.size(1), input_size});
+  const DType dtype = dtype_of("x", x);
+  if (input_size > 1 && x.stride(2) != 1) x = torch::stable::contiguous(x);
+  const auto item = static_cast<int64_t>(item_bytes(dtype));
+  return {x.const_data_ptr(), dtype, x.stride(0) * item, x.stride(1) * item};
+}
+
+// Data and dtype of a state, null if there is none.
+std::pair<const void*, DType> open_state(const char* name, std::optional<Tensor>& state, const Shape& shape) {
+  if (!state.has_value()) return {nullptr, DType::kFloat32};
+  check_tensor(name, *state, shape);
+  if (!state->is_contiguous()) state = torch::stable::contiguous(*state);
+  return {state->const_data_ptr(), dtype_of(name, *state)};
+}
+
+std::tuple<Tensor, Tensor, Tensor> lstm(Tensor x, std::optional<Tensor> hx, std::optional<Tensor> cx, Tensor packed,
+                                        int64_t hidden_size, int64_t num_layers, int64_t num_directions,
+                                        std::optional<ScalarType> h_dtype, std::optional<ScalarType> c_dtype) {
+  const Blob blob = open_blob(packed);
+  const Sizes& sizes = blob.sizes();
+  check(sizes.hidden_size == hidden_size && sizes.num_layers == num_layers && sizes.num_directions == num_directions,
+        "packed holds hidden_size=", sizes.hidden_size, ", num_layers=", sizes.num_layers,
+        ", num_directions=", sizes.num_directions, ", got ", hidden_size, ", ", num_layers, ", ", num_directions);
+  const ScalarType h_type = h_dtype.value_or(ScalarType::Float), c_type = c_dtype.value_or(ScalarType::Float);
+  check(to_dtype(h_type).has_value() && to_dtype(c_type).has_value(),
+        "h_dtype and c_dtype must be None, float32, uint8, int8, int16 or int32");
+
+  Call call{};
+  call.x = open_sequence(x, sizes.input_size);
+  call.steps = x.size(0);
+  call.rows = x.size(1);
+  const Shape state_shape{sizes.cells(), call.rows, hidden_size};
+  std::tie(call.hx, call.hx_dtype) = open_state("hx", hx, state_shape);
+  std::tie(call.cx, call.cx_dtype) = open_state("cx", cx, state_shape);
+  const Tensor output = empty({call.steps, call.rows, num_directions * hidden_size}, h_type);
+  const Tensor h_n = empty({sizes.cells(), call.rows, hidden_size}, h_type);
+  const Tensor c_n = empty({sizes.cells(), call.rows, hidden_size}, c_type);
+  call.output = output.mutable_data_ptr();
+  call.h_n = h_n.mutable_data_ptr();
+  call.c_n = c_n.mutable_data_ptr();
+  call.h_dtype = *to_dtype(h_type);
+  call.c_dtype = *to_dtype(c_type);
+  TorchParallel parallel;
+  run_lstm(blob, active_kernels(), parallel, call);
+  return {output, h_n, c_n};
+}
+
+std::string isa_active() {
+  return active_kernels().name;
+}
+std::string isas_built() {
+  return names(built_kernels());
+}
+std::string isas_usable() {
+  return names(usable_kernels());
+}
+
+STABLE_TORCH_LIBRARY(torch_lstm_quant, m) {
+  m.def(
+      "pack(Tensor[] weights, Tensor[] biases, Tensor[] weight_scales, Tensor[] weight_zero_points, Tensor[] grids, "
+      "Tensor[] tables, int num_directions) -> Tensor");
+  m.def(
+      "lstm(Tensor x, Tensor? hx, Tensor? cx, Tensor packed, int hidden_size, int num_layers, int num_directions, "
+      "ScalarType? h_dtype=None, ScalarType? c_dtype=None) -> (Tensor output, Tensor h_n, Tensor c_n)");
+  m.def("isa_active() -> str");
+  m.def("isas_built() -> str");
+  m.def("isas_usable() -> str");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(torch_lstm_quant, CPU, m) {
+  m.impl("pack", TORCH_BOX(&pack));
+  m.impl("lstm", TORCH_BOX(&lstm));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(torch_lstm_quant, CompositeImplicitAutograd, m) {
+  m.impl("isa_active", TORCH_BOX(&isa_active));
+  m.impl("isas_built", TORCH_BOX(&isas_built));
+  m.impl("isas_usable", TORCH_BOX(&isas_usable));
+}
+
+}  // namespace
+}  // namespace lstm_quant

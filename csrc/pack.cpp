@@ -1,0 +1,239 @@
+#include "pack.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+
+namespace lstm_quant {
+namespace {
+
+constexpr int kGridFields = 5;
+constexpr double kUnbounded = 1 << 23;  // qparams.UNBOUNDED
+
+constexpr int64_t kSmallTable = 4096;  // entries up to which a float32 table stays in the first-level cache
+
+const char* const kFunctionNames[kGates + 1] = {"input_gate", "forget_gate", "cell_gate", "output_gate", "tanh_cy"};
+
+std::string grid_name(int row) {
+  static const char* const kFirst[] = {"x", "hx", "cx"};
+  static const char* const kLast[] = {"fgate_cx",      "igate_cgate", "fgate_cx_igate_cgate",
+                                      "tanh_cy_input", "tanh_cy",     "ogate_cy"};
+  static const char* const kPerGate[] = {"igates.", "hgates.", "gates."};
+  if (row < 3) return kFirst[row];
+  row -= 3;
+  if (row < 3 * kGates) return kPerGate[row / kGates] + std::string(kFunctionNames[row % kGates]);
+  row -= 3 * kGates;
+  if (row < kGates) return kFunctionNames[row];
+  row -= kGates;
+  if (row < 6) return kLast[row];
+  row -= 6;
+  return (row < kGates ? "gates_again." : "outputs_again.") + std::string(kFunctionNames[row % kGates]);
+}
+
+bool is_integer(double v) {
+  return std::abs(v) <= kUnbounded && v == std::floor(v);
+}
+
+Grid read_grid(const double* row) {
+  if (std::all_of(row, row + kGridFields, [](double v) { return v == 0; })) return {};
+  const double zero_point = row[2], quant_min = row[3], quant_max = row[4];
+  if (!is_integer(zero_point) || !is_integer(quant_min) || !is_integer(quant_max)) {
+    throw std::runtime_error("zero_point, quant_min and quant_max must be integers within +-2**23");
+  }
+  const bool unbounded = quant_min == -kUnbounded && quant_max == kUnbounded;
+  if (quant_max - quant_min > kMaxTableSteps && !unbounded) throw std::runtime_error("a grid has at most 16 bits");
+  Grid grid;
+  grid.scale = static_cast<float>(row[0]);
+  grid.inv_scale = static_cast<float>(row[1]);
+  grid.zero_point = static_cast<int32_t>(zero_point);
+  grid.low = static_cast<float>(quant_min - zero_point);
+  grid.high = static_cast<float>(quant_max - zero_point);
+  check_grid(grid);
+  return grid;
+}
+
+Grids read_grids(const CellSource& source) {
+  if (source.grid_rows != kParts && source.grid_rows != kAllGrids) {
+    throw std::runtime_error("grids must have " + std::to_string(kParts) + " or " + std::to_string(kAllGrids) +
+                             " rows, got " + std::to_string(source.grid_rows));
+  }
+  Grids grids{};
+  for (int i = 0; i < source.grid_rows; ++i) {
+    try {
+      (&grids.x)[i] = read_grid(source.grids + i * kGridFields);
+    } catch (const std::runtime_error& error) {
+      throw std::runtime_error("part " + grid_name(i) + ": " + error.what());
+    }
+  }
+  for (int gate = 0; gate < kGates; ++gate) {
+    if (grids.gates_again[gate].present() && !grids.gates[gate].present()) {
+      throw std::runtime_error("part gates_again." + std::string(kFunctionNames[gate]) +
+                               " needs a first grid in part gates");
+    }
+  }
+  return grids;
+}
+
+// int8 sums where every sum fits int32 and no weight has a zero point; else exact 64-bit ones; float32 where a side has
+// no grid.
+Sums choose_sums(const MatrixSource& source, const Grid& grid, int64_t outputs) {
+  if (!grid.present() || source.int8_weights == nullptr) return Sums::kFloat;
+  if (!is_idempotent(grid)) throw std::runtime_error("what a projection reads needs a grid of at most 16 bits");
+  const bool symmetric =
+      std::all_of(source.zero_points, source.zero_points + outputs, [](int32_t z) { return z == 0; });
+  const double span = grid.high - grid.low;
+  return symmetric && span <= 255 && span * 128 * source.depth < 0x1p31 ? Sums::kInt8 : Sums::kWide;
+}
+
+template <class T>
+T* at(uint8_t* blob, uint64_t offset) {
+  return reinterpret_cast<T*>(blob + offset);
+}
+
+// Calls visit(row of the source, index in [block][gate][unit]) for every row.
+template <class Visit>
+void for_each_row(int64_t hidden_size, Visit visit) {
+  for (int64_t gate = 0; gate < kGates; ++gate) {
+    for (int64_t unit = 0; unit < hidden_size; ++unit) {
+      visit(gate * hidden_size + unit, unit / kUnits * kBlock + gate * kUnits + unit % kUnits);
+    }
+  }
+}
+
+float dequantized(const MatrixSource& source, int64_t row, int64_t k) {
+  if (source.float_weights != nullptr) return source.float_weights[row * source.depth + k];
+  return static_cast<float>(source.int8_weights[row * source.depth + k] - source.zero_points[row]) * source.scales[row];
+}
+
+// The table in 16 bits, if `grid` gives every value back exactly from them.
+std::vector<char> as_uint16(const TableSource& source, const Grid& grid) {
+  std::vector<char> content(source.count * sizeof(uint16_t));
+  for (int64_t i = 0; i < source.count; ++i) {
+    const float steps = std::nearbyint(source.values[i] / grid.scale) - grid.low;
+    if (!(0 <= steps && steps <= UINT16_MAX) || (steps + grid.low) * grid.scale != source.values[i]) return {};
+    const auto entry = static_cast<uint16_t>(steps);
+    std::memcpy(content.data() + i * sizeof entry, &entry, sizeof entry);
+  }
+  return content;
+}
+
+}  // namespace
+
+bool Packer::Table::operator<(const Table& other) const {
+  return std::tie(form, content) < std::tie(other.form, other.content);
+}
+
+Packer::Packer(const Sizes& sizes, std::vector<CellSource> cells) : sources_(std::move(cells)) {
+  header_ = {kBlobMagic, kBlobVersion, sizeof(CellRecord), 0, sizes, 0};
+  header_.bytes = sizeof(BlobHeader) + sources_.size() * sizeof(CellRecord);
+  for (size_t i = 0; i < sources_.size(); ++i) {
+    const CellSource& source = sources_[i];
+    CellRecord record{};
+    try {
+      record.grids = read_grids(source);
+      const Grids& grids = record.grids;
+      lay_out_projection(source.input, grids.x, record.input);
+      lay_out_projection(source.hidden, grids.hx, record.hidden);
+      for (int gate = 0; gate < kGates; ++gate) {
+        const Grid& again = grids.outputs_again[gate];
+        lay_out_function(kFunctionNames[gate], source.tables[gate], grids.gates[gate],
+                         again.present() ? again : grids.gate_outputs[gate], record.functions[gate]);
+      }
+      const Grid& tanh_input = grids.tanh_cy_input.present() ? grids.tanh_cy_input : grids.fgate_cx_igate_cgate;
+      lay_out_function(kFunctionNames[kTanhCy], source.tables[kTanhCy], tanh_input, grids.tanh_cy,
+                       record.functions[kTanhCy]);
+    } catch (const std::runtime_error& error) {
+      throw std::runtime_error("layer " + std::to_string(i / sizes.num_directions) + ", direction " +
+                               std::to_string(i % sizes.num_directions) + ": " + error.what());
+    }
+    records_.push_back(record);
+  }
+  header_.checksum = checksum(header_);
+}
+
+// Every section is followed by kAlign bytes that kernels may read.
+uint64_t Packer::reserve(uint64_t bytes) {
+  const uint64_t offset = round_up(header_.bytes, kAlign);
+  header_.bytes = round_up(offset + bytes, kAlign) + kAlign;
+  return offset;
+}
+
+void Packer::lay_out_projection(const MatrixSource& source, const Grid& grid, ProjectionRecord& record) {
+  const int64_t hidden_size = header_.sizes.hidden_size;
+  const uint64_t outputs = round_up(hidden_size, kUnits) * kGates;
+  record.sums = choose_sums(source, grid, kGates * hidden_size);
+  record.depth = static_cast<int32_t>(source.depth);
+  const bool is_float = record.sums == Sums::kFloat;
+  record.weights =
+      reserve(is_float ? outputs * source.depth * sizeof(float) : outputs * round_up(source.depth, kDepthStep));
+  if (record.sums == Sums::kInt8) {
+    record.weight_sums = reserve(outputs * sizeof(int32_t));
+    const int8_t* end = source.int8_weights + kGates * hidden_size * source.depth;
+    record.negatable = std::find(source.int8_weights, end, INT8_MIN) == end;
+  }
+  if (record.sums == Sums::kWide) record.weight_zero_points = reserve(outputs * sizeof(int32_t));
+  record.multipliers = reserve(outputs * sizeof(float));
+  record.biases = reserve(outputs * sizeof(float));
+}
+
+void Packer::lay_out_function(const char* part, const TableSource& source, const Grid& input, const Grid& output,
+                              FunctionRecord& record) {
+  const int64_t entries = input.present() ? static_cast<int64_t>(input.high - input.low) + 1 : 0;
+  if (source.count != entries) {
+    throw std::runtime_error("part " + std::string(part) + ": its table must have " + std::to_string(entries) +
+                             " entries, got " + std::to_string(source.count));
+  }
+  if (entries == 0) return;
+  Table table{TableForm::kUint16, {}};
+  if (entries > kSmallTable && output.present()) table.content = as_uint16(source, output);
+  if (table.content.empty()) {
+    const char* bytes = reinterpret_cast<const char*>(source.values);
+    table = {TableForm::kFloat, std::vector<char>(bytes, bytes + entries * sizeof(float))};
+  }
+  record.form = table.form;
+  const auto found = tables_.find(table);
+  record.table =
+      found != tables_.end() ? found->second : tables_.emplace(table, reserve(table.content.size())).first->second;
+}
+
+void Packer::write_projection(const MatrixSource& source, const ProjectionRecord& record, const Grid& grid,
+                              uint8_t* blob) const {
+  const int64_t hidden_size = header_.sizes.hidden_size;
+  const bool is_float = record.sums == Sums::kFloat;
+  const int64_t padded_depth = is_float ? source.depth : round_up(source.depth, kDepthStep);
+  for_each_row(hidden_size, [&](int64_t row, int64_t index) {
+    const int64_t block = index / kBlock, column = index % kBlock;
+    at<float>(blob, record.multipliers)[index] = is_float ? 1.0f : grid.scale * source.scales[row];
+    at<float>(blob, record.biases)[index] = source.bias[row];
+    if (is_float) {
+      float* weights = at<float>(blob, record.weights) + block * kBlock * padded_depth + column;
+      for (int64_t k = 0; k < source.depth; ++k) weights[k * kBlock] = dequantized(source, row, k);
+      return;
+    }
+    const int8_t* values = source.int8_weights + row * source.depth;
+    int8_t* weights = at<int8_t>(blob, record.weights) + block * kBlock * padded_depth + column * kGroup;
+    int64_t sum = 0;
+    for (int64_t k = 0; k < source.depth; ++k) {
+      weights[k / kGroup * kBlock * kGroup + k % kGroup] = values[k];
+      sum += values[k];
+    }
+    if (record.sums == Sums::kInt8) at<int32_t>(blob, record.weight_sums)[index] = static_cast<int32_t>(sum);
+    if (record.sums == Sums::kWide) at<int32_t>(blob, record.weight_zero_points)[index] = source.zero_points[row];
+  });
+}
+
+void Packer::write(uint8_t* blob) const {
+  std::memset(blob, 0, header_.bytes);
+  std::memcpy(blob, &header_, sizeof header_);
+  std::memcpy(blob + sizeof header_, records_.data(), records_.size() * sizeof(CellRecord));
+  for (size_t i = 0; i < sources_.size(); ++i) {
+    write_projection(sources_[i].input, records_[i].input, records_[i].grids.x, blob);
+    write_projection(sources_[i].hidden, records_[i].hidden, records_[i].grids.hx, blob);
+  }
+  for (const auto& [table, offset] : tables_) std::memcpy(blob + offset, table.content.data(), table.content.size());
+}
+
+}  // namespace lstm_quant

@@ -1,0 +1,25 @@
+// How a call is divided: among threads, and along rows and steps so that what is worked on stays in the cache.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+
+#include "blob.h"
+
+namespace lstm_quant {
+
+struct Plan {
+  int slots;  // threads to ask for
+  bool
+      by_rows;  // each slot takes rows of its own; else all work on the same rows: on a direction or on blocks of units
+  int64_t tile_rows;                   // rows that go through the whole stack together
+  int64_t chunk_steps;                 // steps whose input projection is done ahead of the recurrence
+  int32_t group_blocks;                // blocks for which input projection and step follow each other
+  int64_t layer_steps;                 // steps that a layer does before the next layer takes them
+  bool zigzag;                         // walk the blocks backwards on odd steps
+  std::chrono::microseconds patience;  // how long to wait for the other threads before going on without them
+};
+
+Plan make_plan(const Sizes& sizes, int64_t steps, int64_t rows, int threads);
+
+}  // namespace lstm_quant

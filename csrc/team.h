@@ -1,0 +1,57 @@
+// Threads that work through a sequence together, with a barrier at each step.
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <cstdint>
+#include <mutex>
+
+namespace lstm_quant {
+
+// A barrier. It spins for a while, since the others are normally a fraction of a microsecond away, and then sleeps: on
+// a busy machine spinning would keep off the CPU the very thread that is waited for.
+class Barrier {
+ public:
+  // Returns when `threads` threads wait; all give the same number.
+  void wait(int threads);
+
+ private:
+  bool passed(uint32_t generation) const { return generation_.load() != generation; }
+  void sleep(uint32_t generation);
+
+  std::atomic<int> arrived_{0};
+  std::atomic<uint32_t> generation_{0};
+  std::atomic<int> sleepers_{0};
+  std::mutex mutex_;
+  std::condition_variable wake_;
+};
+
+// Who takes part. A parallel-for promises neither a number of threads nor that its parts run at the same time, so
+// barriers among its parts could wait for ever. Instead each part joins, with the number of slots it holds; when all
+// slots are there, or `patience` is over, the team is closed: its members share the work, and parts that come later
+// have nothing to do.
+class Team {
+ public:
+  static constexpr int kTooLate = -1;
+
+  Team(int slots, std::chrono::microseconds patience) : slots_(slots), patience_(patience) {}
+
+  // Returns the caller's index among the members once the team is closed, or kTooLate.
+  int join(int slots);
+  // Number of members; final once join has returned.
+  int size() const { return static_cast<int>(state_.load() >> kMembersShift & kMask); }
+
+ private:
+  static constexpr uint64_t kClosed = uint64_t{1} << 63;
+  static constexpr int kMembersShift = 31;
+  static constexpr uint64_t kMask = (uint64_t{1} << 31) - 1;
+
+  bool is_closed() const { return (state_.load() & kClosed) != 0; }
+
+  const int slots_;
+  const std::chrono::microseconds patience_;
+  std::atomic<uint64_t> state_{0};  // closed, number of members, number of slots
+};
+
+}  // namespace lstm_quant

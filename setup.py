@@ -1,0 +1,47 @@
+"""The C++ extension: one library over torch's stable ABI, with no flag for an instruction set (kernels carry their own)."""
+
+import os
+import shutil
+import sys
+from glob import glob
+
+from setuptools import setup
+
+TORCH_TARGET_VERSION = "0x020a000000000000"  # 2.10: any later torch loads what is built
+PY_LIMITED_API = "0x030a0000"  # 3.10: any later Python does too
+
+
+def check_compiler() -> None:
+    """End with one sentence, rather than a traceback, where nothing can compile."""
+    compiler = os.environ.get("CXX", "c++" if sys.platform == "darwin" else "g++").split()[0]
+    if shutil.which(compiler) is None:
+        sys.exit(
+            f"torch_lstm_quant needs a C++17 compiler and found no {compiler}: install one "
+            "(Debian, Ubuntu: apt install g++; Fedora: dnf install gcc-c++; macOS: xcode-select --install), "
+            "or set CXX to yours, and install again"
+        )
+
+
+def extension_arguments() -> dict:
+    from torch.utils.cpp_extension import BuildExtension, CppExtension
+
+    extension = CppExtension(
+        "torch_lstm_quant._C",
+        sorted([*glob("csrc/*.cpp"), *glob("csrc/kernels/*.cpp")]),
+        include_dirs=[os.path.abspath("csrc")],
+        depends=sorted([*glob("csrc/*.h"), *glob("csrc/kernels/*.h")]),
+        define_macros=[("TORCH_TARGET_VERSION", TORCH_TARGET_VERSION), ("Py_LIMITED_API", PY_LIMITED_API)],
+        # every operation rounds on its own, the same on every machine: no contraction to fused multiply-adds
+        extra_compile_args=["-std=c++17", "-O3", "-ffp-contract=off", "-fvisibility=hidden", "-Wall", "-Wextra"],
+        py_limited_api=True,
+    )
+    return {"ext_modules": [extension], "cmdclass": {"build_ext": BuildExtension}}
+
+
+builds = any(command in sys.argv for command in ("build_ext", "bdist_wheel", "editable_wheel", "develop", "install"))
+if builds:
+    check_compiler()
+setup(
+    **(extension_arguments() if builds else {}),
+    options={"bdist_wheel": {"py_limited_api": "cp310"}},
+)

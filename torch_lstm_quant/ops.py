@@ -1,0 +1,151 @@
+"""The compiled operators ``torch.ops.torch_lstm_quant``: loads their library, gives them fake kernels and typed wrappers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from torch_lstm_quant.call_forms import Shape
+from torch_lstm_quant.cell import Cell
+from torch_lstm_quant.qparams import WeightQParams, pack_grids
+from torch_lstm_quant.tables import function_tables
+
+
+def _load_library() -> None:
+    folder = Path(__file__).parent
+    for suffix in EXTENSION_SUFFIXES:
+        library = folder / f"_C{suffix}"
+        if library.exists():
+            torch.ops.load_library(library)
+            return
+    raise ImportError(
+        f"torch_lstm_quant's compiled library is missing from {folder}: "
+        "build it with `pip install --no-build-isolation -e .` in the source folder, or install the package's wheel"
+    )
+
+
+_load_library()
+
+
+@torch.library.register_fake("torch_lstm_quant::pack")
+def _fake_pack(
+    weights: list[Tensor],
+    biases: list[Tensor],
+    weight_scales: list[Tensor],
+    weight_zero_points: list[Tensor],
+    grids: list[Tensor],
+    tables: list[Tensor],
+    num_directions: int,
+) -> Tensor:
+    # how many bytes it takes depends on which tables are equal
+    size = torch.library.get_ctx().new_dynamic_size()
+    return weights[0].new_empty(size, dtype=torch.uint8)
+
+
+@torch.library.register_fake("torch_lstm_quant::lstm")
+def _fake_lstm(
+    x: Tensor,
+    hx: Tensor | None,
+    cx: Tensor | None,
+    packed: Tensor,
+    hidden_size: int,
+    num_layers: int,
+    num_directions: int,
+    h_dtype: torch.dtype | None = None,
+    c_dtype: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    steps, rows = x.shape[:2]
+    states = (num_layers * num_directions, rows, hidden_size)
+    output = x.new_empty((steps, rows, num_directions * hidden_size), dtype=h_dtype or torch.float32)
+    return output, output.new_empty(states), x.new_empty(states, dtype=c_dtype or torch.float32)
+
+
+def pack(layers: Sequence[Sequence[Cell]]) -> Tensor:
+    """The cells in the form that the kernel reads: uint8 ``[bytes]``, the same on every machine of the same byte order.
+
+    Args:
+        layers: a list of layers, each a list of one or two directions.
+
+    Raises:
+        RuntimeError: cells whose sizes do not fit together.
+    """
+    cells = [cell for layer in layers for cell in layer]
+    weights, biases, scales, zero_points = [], [], [], []
+    for cell in cells:
+        weights += [cell.weight_ih, cell.weight_hh]
+        biases += [cell.bias_ih, cell.bias_hh]
+        for grid in (cell.qparams.weight_ih, cell.qparams.weight_hh):
+            scales.append(_field(grid, "scale", torch.float32))
+            zero_points.append(_field(grid, "zero_point", torch.int32))
+    grids = [pack_grids(cell.qparams) for cell in cells]
+    tables = [table for cell in cells for table in function_tables(cell.qparams)]
+    packed: Tensor = torch.ops.torch_lstm_quant.pack.default(
+        weights, biases, scales, zero_points, grids, tables, len(layers[0])
+    )
+    return packed
+
+
+def _field(grid: WeightQParams | None, name: str, dtype: torch.dtype) -> Tensor:
+    """Empty for a weight that stays float32."""
+    return torch.empty(0, dtype=dtype) if grid is None else getattr(grid, name)
+
+
+def lstm(
+    x: Tensor,
+    hx: Tensor | None,
+    cx: Tensor | None,
+    packed: Tensor,
+    shape: Shape,
+    h_dtype: torch.dtype | None = None,
+    c_dtype: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Run packed cells over a sequence: :func:`torch_lstm_quant.reference.lstm`, bit for bit.
+
+    Args:
+        x: ``[T, B, input_size]`` on the CPU, any strides: float32, or uint8, int8, int16 or int32 integers on layer 0's
+            grids of part ``x``. Integers beyond a grid's limits count as its nearest.
+        hx, cx: ``[num_layers * num_directions, B, hidden_size]``, None for zeros: float32, or integers on each cell's grid
+            of part ``hx`` or ``cx``.
+        packed: what :func:`pack` gave.
+        shape: the sizes that were packed.
+        h_dtype, c_dtype: None for float32, or the integer dtype in which output and ``h_n``, or ``c_n``, are given: on each
+            cell's grids of ``ogate_cy`` and ``fgate_cx_igate_cgate``.
+
+    Returns:
+        ``output`` ``[T, B, num_directions * hidden_size]``, ``h_n`` and ``c_n``, shaped as ``hx``.
+
+    Raises:
+        RuntimeError: arguments that do not fit ``packed``. (``Shape.unpack`` checks a call before it gets here.)
+    """
+    outputs: tuple[Tensor, Tensor, Tensor] = torch.ops.torch_lstm_quant.lstm.default(
+        x, hx, cx, packed, shape.hidden_size, shape.num_layers, shape.num_directions, h_dtype, c_dtype
+    )
+    return outputs
+
+
+def isa_active() -> str:
+    """The instruction set whose kernels run; the environment variable ``TORCH_LSTM_QUANT_ISA`` forces one.
+
+    Raises:
+        RuntimeError: that variable names none that this machine runs.
+    """
+    name: str = torch.ops.torch_lstm_quant.isa_active()
+    return name
+
+
+def isas_built() -> list[str]:
+    """The instruction sets that this build has kernels for, the preferred first."""
+    return _split(torch.ops.torch_lstm_quant.isas_built())
+
+
+def isas_usable() -> list[str]:
+    """Those of :func:`isas_built` that this machine can run."""
+    return _split(torch.ops.torch_lstm_quant.isas_usable())
+
+
+def _split(names: str) -> list[str]:
+    return names.split(", ")
