@@ -1,1 +1,26 @@
 """torch.ao's individually observed LSTM, lowered to a fused kernel that computes it in integers, exactly and fast."""
+
+from torch_lstm_quant.custom_config import backend_config, convert_custom_config, prepare_custom_config, qconfig_mapping
+from torch_lstm_quant.lowering import lower
+from torch_lstm_quant.modules import LSTM
+from torch_lstm_quant.observed import LossWarning
+from torch_lstm_quant.qconfig import LSTMQConfig
+from torch_lstm_quant.qparams import CellQParams, QParams, WeightQParams
+from torch_lstm_quant.quantize_fx import convert, prepare, quantize
+
+__all__ = [
+    "LSTM",
+    "CellQParams",
+    "LSTMQConfig",
+    "LossWarning",
+    "QParams",
+    "WeightQParams",
+    "backend_config",
+    "convert",
+    "convert_custom_config",
+    "lower",
+    "prepare",
+    "prepare_custom_config",
+    "qconfig_mapping",
+    "quantize",
+]
