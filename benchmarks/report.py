@@ -7,13 +7,14 @@ import platform
 import statistics
 import subprocess
 from collections.abc import Sequence
+from importlib.metadata import version
 from typing import Any
 
 import torch
 from shapes import SHAPES
 from systems import OURS, SYSTEMS
 
-import torch_lstm_quant as tlq
+from torch_lstm_quant import ops
 
 
 def summary(seconds: Sequence[float]) -> dict[str, float]:
@@ -43,8 +44,8 @@ def versions() -> dict[str, str]:
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "torch_lstm_quant": tlq.__version__,
-        "kernel": tlq.isa_active(),
+        "torch_lstm_quant": version("torch_lstm_quant"),
+        "kernel": ops.isa_active(),
     }
 
 
@@ -53,7 +54,7 @@ def text(result: dict[str, Any]) -> str:
     facts = result["machine"]
     lines = [
         f"{facts.get('Model name')}, family {facts.get('CPU family')} model {facts.get('Model')}, {facts.get('CPU(s)')} CPUs; "
-        + ", ".join(f"{name} {version}" for name, version in result["versions"].items()),
+        + ", ".join(f"{name} {value}" for name, value in result["versions"].items()),
         f"Medians in ms a call; in brackets, how many times as long as {OURS} that is. Spread: interquartile range.",
     ]
     for threads in sorted({row["threads"] for row in result["rows"]}):
