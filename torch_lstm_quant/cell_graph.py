@@ -84,7 +84,7 @@ def observe_cell(
         cell: with float32 parameters; it is taken apart, and the result holds its parameters.
         constructors: of observers or fake quantizes, by part of :data:`PARTS`. A part that is left out, None, or whose
             observer has dtype float32 stays float32. ``hx`` and ``cx`` may be ``"shared"``: see :data:`SHARED`.
-        where: module path, layer and direction, for messages; :func:`convert_cell` uses it too.
+        where: module path, layer and direction, for messages; kept in the result's ``meta``.
         backend_config: None allows everything; else the dtypes that it lists for the part's op.
         quantized_boundary: ``x`` and the states come as quantized tensors, on grids that are found elsewhere.
 
@@ -102,7 +102,7 @@ def observe_cell(
     observed = GraphModule(cell, Tracer().trace(cell))
     graph = observed.graph
     graph.eliminate_dead_code()
-    observed.meta |= {"where": where, "quantized_boundary": quantized_boundary}
+    observed.meta["where"] = where
 
     def make(slot: str) -> nn.Module | None:
         part = _part_of(slot)
@@ -134,28 +134,36 @@ def observe_cell(
     return observed
 
 
-def convert_cell(cell: nn.Module, backend_config: BackendConfig | None = None) -> GraphModule:
+def convert_cell(
+    cell: nn.Module,
+    where: str | None = None,
+    backend_config: BackendConfig | None = None,
+    quantized_boundary: bool = False,
+) -> GraphModule:
     """Replace each observer by quantize and dequantize ops on the grid that it found; the observed cell is left as it is.
 
     Args:
         cell: from :func:`observe_cell`, calibrated or trained.
-        backend_config: as for :func:`observe_cell`.
+        where: for messages; None: as :func:`observe_cell` was told.
+        backend_config, quantized_boundary: as for :func:`observe_cell`.
 
     Returns:
-        The reference cell. Where the boundary is quantized, what is on a grid of a quantized dtype is returned as a
+        The reference cell. Where the boundary is quantized, a state whose grid has a quantized dtype is returned as a
         quantized tensor.
 
     Raises:
         ValueError: not an observed cell; an observer that never ran or saw NaN or infinities; an impossible grid; a dtype
             that the backend config does not allow. The message names layer, direction and part.
     """
-    if not isinstance(cell, GraphModule) or "where" not in cell.meta:
-        raise ValueError(f"the cell must come from _get_lstm_with_individually_observed_parts, got {type(cell).__name__}")
+    if not isinstance(cell, GraphModule):
+        raise ValueError(f"{where}: the cell must be one that our utility observed, got {type(cell).__name__}")
+    where = where or cell.meta["where"]
     cell = copy.deepcopy(cell)
-    where = cell.meta["where"]
     for node in list(cell.graph.nodes):
         if node.op == "call_module" and str(node.target).startswith(OBSERVER):
             slot = str(node.target).removeprefix(OBSERVER)
+            if _part_of(slot) not in PARTS:
+                raise ValueError(f"{where}: {node.target} is not the observer of a part: observe the LSTM with our utility")
             module = cell.get_submodule(str(node.target))
             place = f"{where}, part {slot}"
             _check_backend(backend_config, _part_of(slot), module, place)
@@ -166,7 +174,7 @@ def convert_cell(cell: nn.Module, backend_config: BackendConfig | None = None) -
             _check_backend(backend_config, part, linear.weight_post_process, f"{where}, part {part}")
             cell.set_submodule(name, _reference_linear(linear, f"{where}, part {part}"))
     _dequantize_after_chunk(cell.graph)
-    if cell.meta["quantized_boundary"]:
+    if quantized_boundary:
         _open_boundary(cell.graph)
     cell.graph.eliminate_dead_code()
     cell.graph.lint()
@@ -273,7 +281,6 @@ def _reference_linear(linear: ObservedLinear, place: str) -> ReferenceLinear:
         module(linear.weight)
     grid = read_grid(module, place)
     per_channel = grid.scale.dim() == 1
-    low, high = (limit[:, None] if per_channel else limit for limit in grid.float_limits())
     qparams = {
         "qscheme": torch.per_channel_affine if per_channel else torch.per_tensor_affine,
         "dtype": torch.qint8,  # the reference Linear knows int8 by this name only
@@ -284,8 +291,10 @@ def _reference_linear(linear: ObservedLinear, place: str) -> ReferenceLinear:
         "axis": 0,
     }
     reference = ReferenceLinear.from_float(linear, qparams)
-    # it quantizes without limits of its own, so the weight is brought within the grid's
-    reference.weight = nn.Parameter(linear.weight.detach().clamp(low, high))
+    if grid.narrow:
+        # it quantizes without limits, so the weight is brought within the grid's
+        low, high = (limit[:, None] if per_channel else limit for limit in grid.float_limits())
+        reference.weight = nn.Parameter(linear.weight.detach().clamp(low, high))
     return reference
 
 

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.ao.nn.quantizable import LSTMCell
-from torch.ao.quantization import FakeQuantize, FakeQuantizeBase
+from torch.ao.quantization import FakeQuantize, FakeQuantizeBase, QConfig
 from torch.ao.quantization.backend_config import BackendConfig
 from torch.ao.quantization.utils import activation_is_statically_quantized
 
-from torch_lstm_quant.cell_graph import PARTS, SHARED, WEIGHTS
-from torch_lstm_quant.cell_graph import convert_cell as _convert_cell
-from torch_lstm_quant.cell_graph import observe_cell as _observe_cell
-from torch_lstm_quant.observed_grid import Constructor, make_observer, without_warning
+from torch_lstm_quant.cell_graph import PARTS, SHARED, WEIGHTS, convert_cell, observe_cell
+from torch_lstm_quant.observed_grid import Constructor, without_warning
 
 _GROUPS = {
     "gates": "linear_output",
@@ -118,20 +117,19 @@ def _get_lstm_with_individually_observed_parts(
         ValueError: no qconfig; parameters that are not float32; ``proj_size``; a part that cannot be quantized as asked (the
             message names layer, direction and part).
     """
-    # every part by the name of its argument: a wrapper around 18 keyword arguments would only repeat them
-    given = locals()
+    given = locals()  # by name, as each argument is named for its group or part
     _check_float_lstm(float_lstm)
     asked = {part: given[f"{part}_obs_ctr"] or given.get(f"{_GROUPS.get(part)}_obs_ctr") for part in PARTS}
-    quantized_boundary = activation_is_statically_quantized(float_lstm.qconfig)
-    constructors = _with_defaults(asked, float_lstm.qconfig, quantized_boundary)
+    quantized_boundary = _has_quantized_boundary(float_lstm)
+    constructors = _with_defaults(asked, _quiet_qconfig(float_lstm), quantized_boundary)
 
     def cell(layer: int, direction: int) -> nn.Module:
         where = _where(layer, direction)
         cell = _float_cell(float_lstm, layer, direction, split_gates)
-        return _observe_cell(cell, constructors, where, backend_config, quantized_boundary)
+        return observe_cell(cell, constructors, where, backend_config, quantized_boundary)
 
     observed: torch.ao.nn.quantizable.LSTM = _assemble(torch.ao.nn.quantizable.LSTM, float_lstm, cell)
-    for layer in list(observed.layers)[1:]:
+    for layer in list(observed.layers)[1:] if float_lstm.dropout else []:
         layer.register_forward_pre_hook(_DropoutBefore(float_lstm.dropout))
     observed.qconfig = float_lstm.qconfig
     return observed.train(float_lstm.training)
@@ -159,9 +157,11 @@ def _get_reference_quantized_lstm_module(
         ValueError: a cell that is not observed; an observer that never ran, that saw NaN or infinities, or that gives an
             impossible grid; a dtype that the backend config does not allow. The message names layer, direction and part.
     """
+    quantized_boundary = _has_quantized_boundary(observed_lstm)
 
     def cell(layer: int, direction: int) -> nn.Module:
-        return _convert_cell(_directions(observed_lstm.layers[layer])[direction].cell, backend_config)
+        cell = _directions(observed_lstm.layers[layer])[direction].cell
+        return convert_cell(cell, _where(layer, direction), backend_config, quantized_boundary)
 
     reference: ReferenceLSTM = _assemble(ReferenceLSTM, observed_lstm, cell)
     return reference.eval()
@@ -253,7 +253,23 @@ def _check_float_lstm(lstm: nn.LSTM) -> None:
             raise ValueError(f"{name} must be torch.float32, got {parameter.dtype}: call float() on the model first")
 
 
-def _with_defaults(asked: Mapping[str, Any], qconfig: Any, quantized_boundary: bool) -> dict[str, Any]:
+def _construct_quietly(constructor: Callable[..., Any], **arguments: Any) -> Any:
+    """Construct what a qconfig names: torch warns of an argument that its own qconfigs use."""
+    with without_warning("Please use quant_min and quant_max to specify the range"):
+        return constructor(**arguments)
+
+
+def _quiet_qconfig(lstm: nn.Module) -> QConfig:
+    qconfig: Any = lstm.qconfig
+    return QConfig(*(functools.partial(_construct_quietly, constructor) for constructor in qconfig))
+
+
+def _has_quantized_boundary(lstm: nn.Module) -> bool:
+    """Whether an LSTM's qconfig promises static activations: then torch.ao's flow gives it quantized tensors."""
+    return getattr(lstm, "qconfig", None) is not None and activation_is_statically_quantized(_quiet_qconfig(lstm))
+
+
+def _with_defaults(asked: Mapping[str, Any], qconfig: QConfig, quantized_boundary: bool) -> dict[str, Any]:
     """The constructor of every part: what was asked for, or what the qconfig says."""
     constructors = dict(asked)
     for part in PARTS:
@@ -267,10 +283,15 @@ def _with_defaults(asked: Mapping[str, Any], qconfig: Any, quantized_boundary: b
 
 def _default_weight(constructors: Mapping[str, Any], weight: Constructor) -> Constructor:
     """The qconfig's constructor for weights, within a fake quantize where any other part has one."""
-    others = [make_observer(c, part) for part, c in constructors.items() if part not in WEIGHTS and c != "shared"]
-    if any(isinstance(other, FakeQuantizeBase) for other in others) and not isinstance(weight(), FakeQuantizeBase):
+    others = (constructor for part, constructor in constructors.items() if part not in WEIGHTS)
+    if any(map(_makes_fake_quantize, others)) and not _makes_fake_quantize(weight):
         return FakeQuantize.with_args(observer=weight)  # type: ignore[no-any-return]
     return weight
+
+
+def _makes_fake_quantize(constructor: Any) -> bool:
+    # what is no constructor is an error later, which says where
+    return callable(constructor) and not isinstance(constructor, nn.Module) and isinstance(constructor(), FakeQuantizeBase)
 
 
 def _float_cell(lstm: nn.LSTM, layer: int, direction: int, split_gates: bool) -> LSTMCell:

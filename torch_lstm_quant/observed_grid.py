@@ -69,8 +69,7 @@ def make_observer(constructor: Constructor | None, place: str, *, weight: bool =
         return None
     if isinstance(constructor, nn.Module) or not callable(constructor):
         raise TypeError(f"{place}: needs a constructor such as MinMaxObserver.with_args(...), got {constructor!r}")
-    with without_warning("Please use quant_min and quant_max to specify the range"):
-        module = constructor()
+    module = constructor()
     if not isinstance(module, nn.Module):
         raise TypeError(f"{place}: its constructor must make an observer or fake quantize, got {module!r}")
     observer = _observer_of(module)
