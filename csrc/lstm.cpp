@@ -46,9 +46,14 @@ void check_integers(const char* part, const Grid& grid, DType dtype, bool must_f
 // A call on some of its rows, by some threads.
 class Stack {
  public:
-  Stack(const Blob& blob, const Kernels& kernels, const Call& call, const Plan& plan)
-      : sizes_(blob.sizes()), kernels_(kernels), call_(call), plan_(plan) {
-    for (int64_t i = 0; i < sizes_.cells(); ++i) cells_.push_back(blob.cell(i));
+  Stack(const Blob& blob, const CheckedKernels& checked, const Call& call, const Plan& plan)
+      : sizes_(blob.sizes()), kernels_(checked.kernels), call_(call), plan_(plan) {
+    for (int64_t i = 0; i < sizes_.cells(); ++i) {
+      cells_.push_back(blob.cell(i));
+      for (Function& function : cells_.back().cell.functions) {
+        if (!checked.exact[static_cast<uint32_t>(function.evaluator)]) function.evaluator = Evaluator::kNone;
+      }
+    }
     check_dtypes();
   }
 
@@ -235,12 +240,15 @@ void Stack::copy_states() const {
 
 }  // namespace
 
-void run_lstm(const Blob& blob, const Kernels& kernels, Parallel& parallel, const Call& call) {
-  if (call.rows == 0) return;
-  const Plan plan = make_plan(blob.sizes(), call.steps, call.rows, parallel.threads());
+void run_lstm(const Blob& blob, const CheckedKernels& kernels, Parallel& parallel, const Call& call, const Plan& plan) {
   const Stack stack(blob, kernels, call, plan);
+  if (call.rows == 0) return;
   if (call.steps == 0) return stack.copy_states();
   stack.run(parallel);
+}
+
+void run_lstm(const Blob& blob, const CheckedKernels& kernels, Parallel& parallel, const Call& call) {
+  run_lstm(blob, kernels, parallel, call, make_plan(blob.sizes(), call.steps, call.rows, parallel.threads()));
 }
 
 }  // namespace lstm_quant

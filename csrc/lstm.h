@@ -5,7 +5,9 @@
 
 #include "blob.h"
 #include "convert.h"
+#include "dispatch.h"
 #include "parallel.h"
+#include "plan.h"
 
 namespace lstm_quant {
 
@@ -36,7 +38,9 @@ struct Call {
 };
 
 // Runs the cells of `blob`. Throws std::runtime_error where integers come from or go to a part that has no grid, or
-// whose grid does not fit their dtype. The results do not depend on `kernels` or `parallel`.
-void run_lstm(const Blob& blob, const Kernels& kernels, Parallel& parallel, const Call& call);
+// whose grid does not fit their dtype. The results depend on neither `kernels` nor `parallel` nor `plan`.
+void run_lstm(const Blob& blob, const CheckedKernels& kernels, Parallel& parallel, const Call& call, const Plan& plan);
+// With the plan that fits the sizes and threads.
+void run_lstm(const Blob& blob, const CheckedKernels& kernels, Parallel& parallel, const Call& call);
 
 }  // namespace lstm_quant

@@ -215,7 +215,7 @@ std::tuple<Tensor, Tensor, Tensor> lstm(Tensor x, std::optional<Tensor> hx, std:
 }
 
 std::string isa_active() {
-  return active_kernels().name;
+  return active_kernels().kernels.name;
 }
 std::string isas_built() {
   return names(built_kernels());

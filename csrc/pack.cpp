@@ -7,6 +7,8 @@
 #include <string>
 #include <tuple>
 
+#include "kernels/scalar_evaluate.h"
+
 namespace lstm_quant {
 namespace {
 
@@ -120,10 +122,27 @@ std::vector<char> as_uint16(const TableSource& source, const Grid& grid) {
   return content;
 }
 
+bool is_same(float a, float b) {
+  return std::memcmp(&a, &b, sizeof a) == 0;
+}
+
+// The evaluation that gives every entry of the table.
+Evaluator find_evaluator(const TableSource& source, const Grid& input) {
+  if (input.low < kLeastEvaluated || input.high > kLargestEvaluated) return Evaluator::kNone;
+  for (uint32_t i = 1; i < kEvaluators; ++i) {
+    const auto evaluator = static_cast<Evaluator>(i);
+    int64_t entry = 0;
+    while (entry < source.count && is_same(source.values[entry], scalar_evaluate(evaluator, input.low + entry)))
+      ++entry;
+    if (entry == source.count) return evaluator;
+  }
+  return Evaluator::kNone;
+}
+
 }  // namespace
 
 bool Packer::Table::operator<(const Table& other) const {
-  return std::tie(form, content) < std::tie(other.form, other.content);
+  return std::tie(form, low, content) < std::tie(other.form, other.low, other.content);
 }
 
 Packer::Packer(const Sizes& sizes, std::vector<CellSource> cells) : sources_(std::move(cells)) {
@@ -187,16 +206,20 @@ void Packer::lay_out_function(const char* part, const TableSource& source, const
                              " entries, got " + std::to_string(source.count));
   }
   if (entries == 0) return;
-  Table table{TableForm::kUint16, {}};
+  Table table{TableForm::kUint16, input.low, {}};
   if (entries > kSmallTable && output.present()) table.content = as_uint16(source, output);
   if (table.content.empty()) {
     const char* bytes = reinterpret_cast<const char*>(source.values);
-    table = {TableForm::kFloat, std::vector<char>(bytes, bytes + entries * sizeof(float))};
+    table = {TableForm::kFloat, input.low, std::vector<char>(bytes, bytes + entries * sizeof(float))};
   }
   record.form = table.form;
-  const auto found = tables_.find(table);
-  record.table =
-      found != tables_.end() ? found->second : tables_.emplace(table, reserve(table.content.size())).first->second;
+  auto place = tables_.find(table);
+  if (place == tables_.end()) {
+    const uint64_t offset = reserve(table.content.size());
+    place = tables_.emplace(std::move(table), Place{offset, find_evaluator(source, input)}).first;
+  }
+  record.table = place->second.offset;
+  record.evaluator = place->second.evaluator;
 }
 
 void Packer::write_projection(const MatrixSource& source, const ProjectionRecord& record, const Grid& grid,
@@ -233,7 +256,9 @@ void Packer::write(uint8_t* blob) const {
     write_projection(sources_[i].input, records_[i].input, records_[i].grids.x, blob);
     write_projection(sources_[i].hidden, records_[i].hidden, records_[i].grids.hx, blob);
   }
-  for (const auto& [table, offset] : tables_) std::memcpy(blob + offset, table.content.data(), table.content.size());
+  for (const auto& [table, place] : tables_) {
+    std::memcpy(blob + place.offset, table.content.data(), table.content.size());
+  }
 }
 
 }  // namespace lstm_quant

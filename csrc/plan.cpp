@@ -28,6 +28,8 @@ int64_t divide_up(int64_t a, int64_t b) {
 }  // namespace
 
 Plan make_plan(const Sizes& sizes, int64_t steps, int64_t rows, int threads) {
+  steps = std::max<int64_t>(steps, 1);
+  rows = std::max<int64_t>(rows, 1);
   const int64_t blocks = divide_up(sizes.hidden_size, kUnits);
   double work = 0;
   for (int64_t layer = 0; layer < sizes.num_layers; ++layer) {
