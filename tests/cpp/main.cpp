@@ -1,0 +1,24 @@
+// Runs all tests, or those whose names contain the first argument.
+#include <cstdio>
+#include <cstring>
+#include <exception>
+
+#include "check.h"
+
+int main(int argc, char** argv) {
+  int failed = 0, run = 0;
+  for (const auto& test : lstm_quant::testing::tests()) {
+    if (argc > 1 && std::strstr(test.name, argv[1]) == nullptr) continue;
+    ++run;
+    try {
+      test.run();
+      std::printf("passed %s\n", test.name);
+    } catch (const std::exception& error) {
+      ++failed;
+      std::printf("FAILED %s\n  %s\n", test.name, error.what());
+    }
+    std::fflush(stdout);
+  }
+  std::printf("%d of %d tests failed\n", failed, run);
+  return failed == 0 && run > 0 ? 0 : 1;
+}

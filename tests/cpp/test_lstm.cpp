@@ -1,0 +1,217 @@
+// Whatever kernels, threads and plan a call runs with, it gives what the scalar kernels give on one thread.
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+#include <thread>
+
+#include "check.h"
+#include "random_stack.h"
+
+namespace lstm_quant::testing {
+namespace {
+
+// Each slot on a thread of its own, all at the same time, the later ones late if asked.
+class ThreadedParallel final : public Parallel {
+ public:
+  explicit ThreadedParallel(int threads, std::chrono::milliseconds delay = {}) : threads_(threads), delay_(delay) {}
+  int threads() const override { return threads_; }
+  void run(int slots, const Task& task) override {
+    std::vector<std::thread> others;
+    for (int slot = 1; slot < slots; ++slot) {
+      others.emplace_back([&, slot] {
+        std::this_thread::sleep_for(slot * delay_);
+        task(slot, slot + 1);
+      });
+    }
+    task(0, 1);
+    for (auto& other : others) other.join();
+  }
+
+ private:
+  int threads_;
+  std::chrono::milliseconds delay_;
+};
+
+// All slots on one thread: in parts one after another, or in a single part.
+class OneThreadParallel final : public Parallel {
+ public:
+  OneThreadParallel(int threads, int slots_each) : threads_(threads), slots_each_(slots_each) {}
+  int threads() const override { return threads_; }
+  void run(int slots, const Task& task) override {
+    for (int slot = 0; slot < slots; slot += slots_each_) task(slot, std::min(slot + slots_each_, slots));
+  }
+
+ private:
+  int threads_, slots_each_;
+};
+
+CheckedKernels scalar() {
+  return check_evaluators(kScalarKernels);
+}
+
+bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
+  for (size_t i = 0; i < a.size(); ++i) {
+    if (std::memcmp(&a[i], &b[i], sizeof(float)) != 0 && !(a[i] != a[i] && b[i] != b[i])) return false;
+  }
+  return a.size() == b.size();
+}
+
+void check_same(const FloatCall& a, const FloatCall& b, const std::string& where) {
+  CHECK(same_bits(a.output, b.output)) << "output, " << where;
+  CHECK(same_bits(a.h_n, b.h_n)) << "h_n, " << where;
+  CHECK(same_bits(a.c_n, b.c_n)) << "c_n, " << where;
+}
+
+Sizes random_sizes(Dice& dice) {
+  return {dice.integer(1, 40), dice.integer(1, 70), dice.integer(1, 3), dice.integer(1, 2)};
+}
+
+Plan random_plan(Dice& dice, const Sizes& sizes, int64_t steps, int64_t rows, int threads) {
+  Plan plan = make_plan(sizes, steps, rows, threads);
+  plan.slots = threads;
+  plan.by_rows = dice.chance(0.4);
+  plan.tile_rows = plan.by_rows ? dice.integer(1, rows) : rows;
+  plan.chunk_steps = dice.integer(1, std::min<int64_t>(steps, 5));
+  plan.group_blocks = plan.chunk_steps == 1 ? static_cast<int32_t>(dice.integer(1, 5)) : 1000;
+  const bool whole = sizes.num_directions == 2 || sizes.num_layers == 1;
+  plan.layer_steps = whole ? steps : dice.integer(1, steps);
+  plan.zigzag = dice.chance(0.5);
+  plan.patience = std::chrono::microseconds(dice.integer(0, 2000));
+  return plan;
+}
+
+TEST(every_kernel_gives_the_scalar_bits) {
+  for (const Kernels* kernels : usable_kernels()) {
+    const CheckedKernels checked = check_evaluators(*kernels);
+    SerialParallel serial;
+    for (uint32_t seed = 0; seed < 60; ++seed) {
+      Dice dice(seed);
+      const Style style = kStyles[seed % std::size(kStyles)];
+      const RandomStack stack(dice, random_sizes(dice), style);
+      const AlignedBytes bytes = stack.pack();
+      const Blob blob(bytes.data(), bytes.size());
+      FloatCall expected(dice, stack.sizes(), dice.integer(1, 7), dice.integer(1, 30), dice.chance(0.5));
+      FloatCall got = expected;
+      run_lstm(blob, scalar(), serial, expected.call());
+      run_lstm(blob, checked, serial, got.call());
+      check_same(expected, got, std::string(kernels->name) + ", seed " + std::to_string(seed));
+    }
+  }
+}
+
+TEST(every_plan_gives_the_same_bits) {
+  const CheckedKernels checked = check_evaluators(*usable_kernels().front());
+  for (uint32_t seed = 0; seed < 100; ++seed) {
+    Dice dice(seed);
+    const RandomStack stack(dice, random_sizes(dice), kStyles[seed % std::size(kStyles)]);
+    const AlignedBytes bytes = stack.pack();
+    const Blob blob(bytes.data(), bytes.size());
+    const int64_t steps = dice.integer(1, 9), rows = dice.integer(1, 9);
+    FloatCall expected(dice, stack.sizes(), steps, rows, dice.chance(0.5));
+    FloatCall got = expected;
+    SerialParallel serial;
+    run_lstm(blob, checked, serial, expected.call());
+    const int threads = static_cast<int>(dice.integer(1, 5));
+    const Plan plan = random_plan(dice, stack.sizes(), steps, rows, threads);
+    const std::string where = "seed " + std::to_string(seed);
+    switch (dice.integer(0, 3)) {
+      case 0: {
+        OneThreadParallel parallel(threads, static_cast<int>(dice.integer(1, threads)));
+        run_lstm(blob, checked, parallel, got.call(), plan);
+        check_same(expected, got, where + ", one thread");
+        break;
+      }
+      case 1: {
+        ThreadedParallel parallel(threads, std::chrono::milliseconds(1));
+        run_lstm(blob, checked, parallel, got.call(), plan);
+        check_same(expected, got, where + ", late threads");
+        break;
+      }
+      default: {
+        ThreadedParallel parallel(threads);
+        run_lstm(blob, checked, parallel, got.call(), plan);
+        check_same(expected, got, where + ", threads");
+      }
+    }
+  }
+}
+
+TEST(rows_do_not_depend_on_each_other) {
+  Dice dice(1);
+  const RandomStack stack(dice, {20, 40, 2, 2}, Style::kInt8Preset);
+  const AlignedBytes bytes = stack.pack();
+  const Blob blob(bytes.data(), bytes.size());
+  const CheckedKernels checked = check_evaluators(*usable_kernels().front());
+  SerialParallel serial;
+  FloatCall all(dice, stack.sizes(), 5, 70, false);
+  run_lstm(blob, checked, serial, all.call());
+  for (int64_t row : {0, 1, 33, 69}) {
+    FloatCall one(dice, stack.sizes(), 5, 1, false);
+    Call call = one.call();
+    call.x = all.call().x;
+    call.x.data = static_cast<const char*>(call.x.data) + row * call.x.row_bytes;
+    run_lstm(blob, checked, serial, call);
+    for (int64_t t = 0; t < 5; ++t) {
+      CHECK(std::equal(&one.output[t * 80], &one.output[(t + 1) * 80], &all.output[(t * 70 + row) * 80]))
+          << "row " << row;
+    }
+  }
+}
+
+TEST(integers_in_and_out_are_those_of_the_grids) {
+  Dice dice(2);
+  const RandomStack stack(dice, {20, 40, 2, 1}, Style::kAllInt8);
+  const AlignedBytes bytes = stack.pack();
+  const Blob blob(bytes.data(), bytes.size());
+  const CheckedKernels checked = check_evaluators(*usable_kernels().front());
+  SerialParallel serial;
+  FloatCall floats(dice, stack.sizes(), 6, 3, false);
+  run_lstm(blob, checked, serial, floats.call());
+
+  const Grid x_grid = blob.cell(0).x;
+  std::vector<int32_t> x(floats.x.size());
+  from_floats(x_grid, floats.x.data(), x.size(), DType::kInt32, x.data());
+  std::vector<int32_t> output(floats.output.size()), h_n(floats.h_n.size()), c_n(floats.c_n.size());
+  Call call = floats.call();
+  call.x = {x.data(), DType::kInt32, call.x.step_bytes, call.x.row_bytes};
+  call.output = output.data();
+  call.h_n = h_n.data();
+  call.c_n = c_n.data();
+  call.h_dtype = call.c_dtype = DType::kInt32;
+  run_lstm(blob, checked, serial, call);
+  std::vector<float> back(output.size());
+  to_floats(blob.cell(1).cell.ogate_cy, output.data(), DType::kInt32, output.size(), back.data());
+  CHECK(same_bits(back, floats.output)) << "output";
+}
+
+TEST(integers_for_a_part_without_a_grid_are_refused) {
+  Dice dice(3);
+  const RandomStack stack(dice, {4, 5, 1, 1}, Style::kFloat);
+  const AlignedBytes bytes = stack.pack();
+  const Blob blob(bytes.data(), bytes.size());
+  SerialParallel serial;
+  FloatCall floats(dice, stack.sizes(), 2, 1, false);
+  Call call = floats.call();
+  call.x.dtype = DType::kUint8;
+  CHECK_ERROR(run_lstm(blob, scalar(), serial, call), "part x, which has no grid");
+  call = floats.call();
+  call.h_dtype = DType::kInt16;
+  CHECK_ERROR(run_lstm(blob, scalar(), serial, call), "part ogate_cy, which has no grid");
+}
+
+TEST(a_sequence_without_steps_gives_the_states_back) {
+  Dice dice(4);
+  const RandomStack stack(dice, {4, 5, 2, 2}, Style::kInt8Preset);
+  const AlignedBytes bytes = stack.pack();
+  const Blob blob(bytes.data(), bytes.size());
+  SerialParallel serial;
+  FloatCall call(dice, stack.sizes(), 0, 3, true);
+  run_lstm(blob, scalar(), serial, call.call());
+  CHECK(same_bits(call.h_n, call.hx)) << "h_n";
+  CHECK(same_bits(call.c_n, call.cx)) << "c_n";
+  FloatCall none(dice, stack.sizes(), 3, 0, false);
+  run_lstm(blob, scalar(), serial, none.call());
+}
+
+}  // namespace
+}  // namespace lstm_quant::testing

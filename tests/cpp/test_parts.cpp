@@ -1,0 +1,113 @@
+// The parts that a call is made of: conversion, dispatch, the team of threads.
+#include <atomic>
+#include <cmath>
+#include <limits>
+#include <thread>
+
+#include "check.h"
+#include "convert.h"
+#include "dispatch.h"
+#include "team.h"
+
+namespace lstm_quant::testing {
+namespace {
+
+const Grid kByte{0.5f, 2.0f, -100.0f, 155.0f, 100};
+
+TEST(quantizing_rounds_to_even_clamps_and_takes_nan_for_the_least) {
+  const float inf = std::numeric_limits<float>::infinity(), nan = std::numeric_limits<float>::quiet_NaN();
+  const float values[] = {0.0f,   -0.0f,  0.25f, 0.75f, -0.25f, -0.75f, 77.5f, 78.0f,  1e30f, -50.0f,
+                          -50.5f, -1e30f, inf,   -inf,  nan,    -nan,   0.26f, 1e-40f, 3.0f};
+  const uint8_t expected[] = {100, 100, 100, 102, 100, 98, 255, 255, 255, 0, 0, 0, 255, 0, 0, 0, 101, 100, 106};
+  for (const Kernels* kernels : usable_kernels()) {
+    uint8_t got[std::size(values)];
+    for (size_t count = 0; count <= std::size(values); ++count) {
+      std::fill(std::begin(got), std::end(got), uint8_t{77});
+      kernels->quantize(kByte, values, count, got);
+      for (size_t i = 0; i < std::size(got); ++i) {
+        CHECK(got[i] == (i < count ? expected[i] : 77)) << kernels->name << " value " << values[i];
+      }
+    }
+  }
+  std::vector<int32_t> integers(std::size(values));
+  from_floats(kByte, values, std::size(values), DType::kInt32, integers.data());
+  for (size_t i = 0; i < integers.size(); ++i) CHECK(integers[i] == expected[i]) << "value " << values[i];
+}
+
+TEST(integers_beyond_a_grid_count_as_its_nearest) {
+  const int32_t values[] = {std::numeric_limits<int32_t>::min(), -1, 0, 100, 255, 256,
+                            std::numeric_limits<int32_t>::max()};
+  const float expected[] = {-50.0f, -50.0f, -50.0f, 0.0f, 77.5f, 77.5f, 77.5f};
+  float got[std::size(values)];
+  to_floats(kByte, values, DType::kInt32, std::size(values), got);
+  for (size_t i = 0; i < std::size(values); ++i) CHECK(got[i] == expected[i]) << "integer " << values[i];
+  uint8_t operand[std::size(values)];
+  to_operand(kScalarKernels, Sums::kInt8, kByte, values, DType::kInt32, std::size(values), operand);
+  for (size_t i = 0; i < std::size(values); ++i) CHECK(operand[i] == expected[i] * 2 + 100) << "integer " << values[i];
+}
+
+TEST(quantized_floats_have_no_negative_zero) {
+  float values[] = {-0.0f, -0.1f};
+  put_on_grid(kByte, 2, values);
+  CHECK(!std::signbit(values[0]) && !std::signbit(values[1]));
+}
+
+TEST(an_unknown_isa_is_refused_with_the_legal_names) {
+  CHECK_ERROR(choose_kernels("sse2"), "must be one of " + names(usable_kernels()));
+  CHECK(choose_kernels("").name == usable_kernels().front()->name);
+  for (const Kernels* kernels : usable_kernels()) CHECK(&choose_kernels(kernels->name) == kernels);
+  CHECK(usable_kernels().back() == &kScalarKernels);
+}
+
+TEST(every_evaluator_is_exact) {
+  for (const Kernels* kernels : usable_kernels()) {
+    const CheckedKernels checked = check_evaluators(*kernels);
+    for (int i = 1; i < kEvaluators; ++i) {
+      CHECK(checked.exact[i] == (kernels->evaluate != nullptr)) << kernels->name << ", evaluator " << i;
+    }
+  }
+}
+
+TEST(a_team_closes_when_all_slots_are_there) {
+  Team team(5, std::chrono::seconds(60));
+  std::atomic<int> sum{0};
+  std::vector<std::thread> threads;
+  for (int slots : {1, 3, 1}) {
+    threads.emplace_back([&, slots] {
+      sum += 1 << team.join(slots);
+      CHECK(team.size() == 3);
+    });
+  }
+  for (auto& thread : threads) thread.join();
+  CHECK(sum == 1 + 2 + 4) << "every member has an index of its own";
+}
+
+TEST(a_team_goes_on_without_those_that_are_late) {
+  Team team(2, std::chrono::microseconds(10));
+  CHECK(team.join(1) == 0);
+  CHECK(team.size() == 1);
+  CHECK(team.join(1) == Team::kTooLate);
+}
+
+TEST(a_barrier_holds_until_the_last_has_come) {
+  constexpr int kThreads = 4, kRounds = 2000;
+  Barrier barrier;
+  std::atomic<int> arrivals{0}, early{0};
+  std::vector<std::thread> threads;
+  for (int i = 0; i < kThreads; ++i) {
+    threads.emplace_back([&, i] {
+      for (int round = 1; round <= kRounds; ++round) {
+        // now and then long enough for the others to fall asleep
+        if (round % 500 == i) std::this_thread::sleep_for(std::chrono::milliseconds(2));
+        arrivals.fetch_add(1);
+        barrier.wait(kThreads);
+        if (arrivals.load() < round * kThreads) early.fetch_add(1);
+      }
+    });
+  }
+  for (auto& thread : threads) thread.join();
+  CHECK(early == 0) << early.load() << " returns before the last arrival";
+}
+
+}  // namespace
+}  // namespace lstm_quant::testing
