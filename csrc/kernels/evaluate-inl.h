@@ -7,19 +7,40 @@
 
 namespace lstm_quant {
 
+constexpr float kRounding = 384.0f;  // its unit in the last place is 2**-15
+
+// Of N vectors of steps within the limits, in place. Step by step for all of them, since each step waits for the one
+// before.
+template <class V, int N>
+inline __attribute__((always_inline)) void rational_within(const Rational& r, typename V::F* steps) {
+  typename V::F square[N], p[N], q[N];
+#pragma GCC unroll 8
+  for (int j = 0; j < N; ++j) {
+    square[j] = V::mul(steps[j], steps[j]);
+    p[j] = V::set(r.p[4]);
+    q[j] = V::set(r.q[2]);
+  }
+#pragma GCC unroll 4
+  for (int i = 3; i >= 0; --i) {
+#pragma GCC unroll 8
+    for (int j = 0; j < N; ++j) {
+      p[j] = V::fma(p[j], square[j], V::set(r.p[i]));
+      if (i > 0) q[j] = V::fma(q[j], square[j], V::set(i > 1 ? r.q[i - 2] : 1.0f));
+    }
+  }
+#pragma GCC unroll 8
+  for (int j = 0; j < N; ++j) p[j] = V::div(V::mul(p[j], steps[j]), q[j]);
+  // adding 384 rounds to multiples of 2**-15, ties to even, and taking it away again leaves +0.0 for zero
+#pragma GCC unroll 8
+  for (int j = 0; j < N; ++j) steps[j] = V::sub(V::add(p[j], V::set(kRounding + r.center)), V::set(kRounding));
+}
+
 template <class V>
 inline __attribute__((always_inline)) typename V::F rational(Evaluator evaluator, typename V::F steps) {
   const Rational& r = kRationals[static_cast<uint32_t>(evaluator)];
-  const auto q = V::min(V::max(steps, V::set(-r.limit)), V::set(r.limit));
-  const auto square = V::mul(q, q);
-  auto p = V::set(r.p[4]);
-  for (int i = 3; i >= 0; --i) p = V::fma(p, square, V::set(r.p[i]));
-  auto d = V::set(r.q[2]);
-  for (int i = 1; i >= 0; --i) d = V::fma(d, square, V::set(r.q[i]));
-  d = V::fma(d, square, V::set(1.0f));
-  // adding 384 rounds to multiples of 2**-15, ties to even, and taking it away again leaves +0.0 for zero
-  const auto value = V::div(V::mul(p, q), d);
-  return V::sub(V::add(value, V::set(384.0f + r.center)), V::set(384.0f));
+  typename V::F value = V::min(V::max(steps, V::set(-r.limit)), V::set(r.limit));
+  rational_within<V, 1>(r, &value);
+  return value;
 }
 
 }  // namespace lstm_quant

@@ -58,7 +58,8 @@ void step_block(const StepArgs& args, int32_t block) {
     float sums[kBlock];
     scalar_sums(args.cell->hidden, static_cast<const char*>(args.h) + row * args.h_stride, block, sums);
     for (int unit = 0; unit < kUnits; ++unit) {
-      tail(args, Tile<Scalar, 1, false>{row, block * kUnits + unit}, sums + unit, kBlock);
+      tail<Scalar, CellForm::kAny>(args, Tile<Scalar, 1, false>{row, static_cast<size_t>(block * kUnits + unit)},
+                                   sums + unit);
     }
   }
 }

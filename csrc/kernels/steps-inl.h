@@ -96,12 +96,15 @@ struct KernelsOf {
     const Projection& hidden = args.cell->hidden;
     char* rest = static_cast<char*>(args.scratch) + kSumsBytes;
     switch (hidden.sums) {
-      case Sums::kInt8:
-        return step_with(args, typename Isa::Int8(hidden, args.h, args.h_stride, args.rows, rest));
+      case Sums::kInt8: {
+        const typename Isa::Int8 sums(hidden, args.h, args.h_stride, args.rows, rest);
+        if (has_int8_form<V>(*args.cell)) return step_with<CellForm::kInt8>(args, sums);
+        return step_with<CellForm::kAny>(args, sums);
+      }
       case Sums::kFloat:
-        return step_with(args, typename Isa::Float(hidden, args.h, args.h_stride, args.rows, rest));
+        return step_with<CellForm::kAny>(args, typename Isa::Float(hidden, args.h, args.h_stride, args.rows, rest));
       case Sums::kWide:
-        return step_with(args, WideSums(hidden, args.h, args.h_stride));
+        return step_with<CellForm::kAny>(args, WideSums(hidden, args.h, args.h_stride));
     }
   }
 
@@ -135,52 +138,55 @@ struct KernelsOf {
     }
   }
 
-  template <class BlockSums>
+  // A single row takes several blocks at a time, so that its tail has kTailVectors to work on side by side.
+  template <CellForm kForm, class BlockSums>
   static void step_with(const StepArgs& args, const BlockSums& block_sums) {
-    // a single row is taken several blocks at a time, so that the tail has kTailVectors to work on
-    const int32_t blocks = args.rows == 1 ? static_cast<int32_t>(kTailVectors / kColumns) : 1;
+    const int32_t at_a_time = args.rows == 1 ? static_cast<int32_t>(kTailVectors / kColumns) : 1;
     const int32_t total = args.last_block - args.first_block;
-    for (int32_t done = 0; done < total; done += blocks) {
-      const int32_t count = total - done < blocks ? total - done : blocks;
-      const int32_t first = args.descending ? args.last_block - done - count : args.first_block + done;
+    for (int32_t done = 0; done < total; done += at_a_time) {
+      const int32_t blocks = total - done < at_a_time ? total - done : at_a_time;
+      const int32_t first = args.descending ? args.last_block - done - blocks : args.first_block + done;
       if (args.rows == 1) {
-        step_row(args, block_sums, first, count);
+        step_row<kForm>(args, block_sums, first, blocks);
       } else {
-        step_rows(args, block_sums, first);
+        step_rows<kForm>(args, block_sums, first);
       }
     }
   }
 
-  template <class BlockSums>
+  template <CellForm kForm, class BlockSums>
   static void step_row(const StepArgs& args, const BlockSums& block_sums, int32_t first_block, int32_t blocks) {
     float* sums = static_cast<float*>(args.scratch);
     for (int32_t i = 0; i < blocks; ++i) block_sums(first_block + i, 0, 1, sums + i * kBlock);
-    if (blocks * kColumns == kTailVectors) {
-      tail(args, Tile<V, kTailVectors, false>{0, first_block * kUnits}, sums, kBlock);
-      return;
-    }
-    for (int32_t i = 0; i < blocks; ++i) {
-      tail(args, Tile<V, kColumns, false>{0, (first_block + i) * kUnits}, sums + i * kBlock, kBlock);
+    size_t unit = first_block * kUnits;
+    if (blocks * kColumns == kTailVectors) return finish<kForm, kTailVectors, false>(args, 0, unit, sums);
+    for (int32_t i = 0; i < blocks; ++i, unit += kUnits, sums += kBlock) {
+      finish<kForm, kColumns, false>(args, 0, unit, sums);
     }
   }
 
-  template <class BlockSums>
+  template <CellForm kForm, class BlockSums>
   static void step_rows(const StepArgs& args, const BlockSums& block_sums, int32_t block) {
     float* sums = static_cast<float*>(args.scratch);
     for (size_t row = 0; row < args.rows; row += kChunkRows) {
       const size_t rows = args.rows - row < kChunkRows ? args.rows - row : kChunkRows;
       block_sums(block, row, rows, sums);
-      for (int unit = 0; unit < kUnits; unit += V::kLanes) {
-        const int first_unit = block * kUnits + unit;
+      for (size_t column = 0; column < kUnits; column += V::kLanes) {
+        const size_t unit = block * kUnits + column;
         size_t r = 0;
-        for (; r + kTailVectors <= rows; r += kTailVectors) {
-          tail(args, Tile<V, kTailVectors, true>{row + r, first_unit}, sums + r * kBlock + unit, kBlock);
+        for (; r + 4 <= rows; r += 4) finish<kForm, 4, true>(args, row + r, unit, sums + r * kBlock + column);
+        if (r + 2 <= rows) {
+          finish<kForm, 2, true>(args, row + r, unit, sums + r * kBlock + column);
+          r += 2;
         }
-        for (; r < rows; ++r) {
-          tail(args, Tile<V, 1, true>{row + r, first_unit}, sums + r * kBlock + unit, kBlock);
-        }
+        if (r < rows) finish<kForm, 1, true>(args, row + r, unit, sums + r * kBlock + column);
       }
     }
+  }
+
+  template <CellForm kForm, int N, bool kAlongRows>
+  __attribute__((noinline)) static void finish(const StepArgs& args, size_t row, size_t unit, const float* sums) {
+    tail<V, kForm>(args, Tile<V, N, kAlongRows>{row, unit}, sums);
   }
 };
 

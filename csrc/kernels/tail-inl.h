@@ -14,12 +14,38 @@
 // Every function here is a template over V, so that no code of one ISA can stand in for another's.
 #pragma once
 
+#include "evaluate-inl.h"
 #include "float_function.h"
 #include "kernels.h"
 
 #define LSTM_QUANT_INLINE inline __attribute__((always_inline))
 
 namespace lstm_quant {
+
+// What is known of a cell when its tail is compiled.
+enum class CellForm {
+  kAny,   // nothing: every part is looked up
+  kInt8,  // that of LSTMQConfig.int8(), see has_int8_form
+};
+
+// Whether the gates' sums and tanh's input are on grids of evaluators, h is its own operand, and all else is float32.
+template <class V>
+bool has_int8_form(const Cell& cell) {
+  for (const Function& function : cell.functions) {
+    const float limit = kRationals[static_cast<uint32_t>(function.evaluator)].limit;
+    if (function.evaluator == Evaluator::kNone || function.input.low > -limit || function.input.high < limit) {
+      return false;
+    }
+  }
+  for (const Grid& grid : cell.hidden.output) {
+    if (grid.present()) return false;
+  }
+  const Grid* const float32[] = {&cell.cx, &cell.fgate_cx, &cell.igate_cgate, &cell.cell};
+  for (const Grid* grid : float32) {
+    if (grid->present()) return false;
+  }
+  return cell.hidden.sums == Sums::kInt8 && cell.h_is_operand && cell.ogate_cy.present();
+}
 
 // A grid's steps as floats; -0.0 may appear.
 template <class V>
@@ -38,6 +64,12 @@ LSTM_QUANT_INLINE typename V::F on_grid(typename V::F v, const Grid& grid) {
   return grid.present() ? dequantize<V>(round_to<V>(v, grid), grid) : v;
 }
 
+// on_grid, of a grid that is absent in CellForm::kInt8.
+template <class V, CellForm kForm>
+LSTM_QUANT_INLINE typename V::F on_any_grid(typename V::F v, const Grid& grid) {
+  return kForm == CellForm::kInt8 ? v : on_grid<V>(v, grid);
+}
+
 template <class V>
 LSTM_QUANT_INLINE typename V::F float_function_of(typename V::F v, const Function& function) {
   float lanes[V::kLanes];
@@ -47,8 +79,19 @@ LSTM_QUANT_INLINE typename V::F float_function_of(typename V::F v, const Functio
 }
 
 // Sigmoid or tanh of N vectors in place.
-template <class V, int N>
+template <class V, int N, CellForm kForm>
 LSTM_QUANT_INLINE void apply(const Function& function, typename V::F* v) {
+  if constexpr (kForm == CellForm::kInt8) {
+    const Rational& r = kRationals[static_cast<uint32_t>(function.evaluator)];
+    // the evaluation's limits lie within the grid's, and beyond them it does not change
+    Grid grid = function.input;
+    grid.low = -r.limit;
+    grid.high = r.limit;
+#pragma GCC unroll 8
+    for (int j = 0; j < N; ++j) v[j] = round_to<V>(v[j], grid);
+    rational_within<V, N>(r, v);
+    return;
+  }
   if (!function.input.present()) {
     for (int j = 0; j < N; ++j) v[j] = float_function_of<V>(v[j], function);
     return;
@@ -70,57 +113,71 @@ LSTM_QUANT_INLINE void apply(const Function& function, typename V::F* v) {
   }
 }
 
-// Where vector j of N lies: along the units of one row, or along the rows of one column of units.
+// N vectors: along the units of one row, or along the rows of one column of units.
 template <class V, int N, bool kAlongRows>
 struct Tile {
   size_t first_row;
-  int first_unit;
+  size_t first_unit;
 
   size_t row(int j) const { return kAlongRows ? first_row + j : first_row; }
-  int unit(int j) const { return kAlongRows ? first_unit : first_unit + j * V::kLanes; }
-  // of vector j's gate g in arrays [block][gate][unit]
-  size_t in_blocks(int j, int gate) const {
-    return static_cast<size_t>(unit(j) / kUnits) * kBlock + gate * kUnits + unit(j) % kUnits;
+  size_t unit(int j) const { return kAlongRows ? first_unit : first_unit + j * V::kLanes; }
+  // of the first vector in arrays [block][gate][unit]
+  size_t place() const { return first_unit / kUnits * kBlock + first_unit % kUnits; }
+  // from there to vector j; if the vectors go along the units, the first one begins a block
+  static constexpr size_t column(int j) {
+    return kAlongRows ? 0 : j * V::kLanes / kUnits * kBlock + j * V::kLanes % kUnits;
   }
+  static constexpr size_t tile_row(int j) { return kAlongRows ? j : 0; }
 };
 
-// A gate from the sums of the hidden projection: sums[j's row within the tile * sums_stride + as igates].
-template <class V, int N, bool kAlongRows>
-LSTM_QUANT_INLINE void gate(const StepArgs& args, const Tile<V, N, kAlongRows>& tile, const float* sums,
-                            size_t sums_stride, int gate, typename V::F* v) {
+// A gate from the sums of the hidden projection: `sums` are those of the tile's first row, unit and gate, kBlock to a
+// row.
+template <class V, CellForm kForm, int N, bool kAlongRows>
+LSTM_QUANT_INLINE void gate(const StepArgs& args, const Tile<V, N, kAlongRows>& tile, const float* sums, int gate,
+                            typename V::F* v) {
   const Projection& hidden = args.cell->hidden;
-  const size_t first_sum = tile.in_blocks(0, 0);
-  const size_t first_igate = static_cast<size_t>(args.first_block) * kBlock;
+  const size_t place = tile.place() + gate * kUnits;
+  const float* multipliers = hidden.multipliers + place;
+  const float* biases = hidden.biases + place;
+  const float* igates = args.igates + tile.first_row * args.igates_stride + place - args.first_block * kBlock;
+#pragma GCC unroll 8
   for (int j = 0; j < N; ++j) {
-    const size_t at = tile.in_blocks(j, gate);
-    const auto sum = V::load(sums + (tile.row(j) - tile.first_row) * sums_stride + at - first_sum);
-    const auto hgate = V::add(V::mul(sum, V::load(hidden.multipliers + at)), V::load(hidden.biases + at));
-    const auto igate = V::load(args.igates + tile.row(j) * args.igates_stride + at - first_igate);
-    v[j] = V::add(igate, on_grid<V>(hgate, hidden.output[gate]));
+    const size_t column = tile.column(j);
+    const auto sum = V::load(sums + gate * kUnits + tile.tile_row(j) * kBlock + column);
+    const auto hgate = V::add(V::mul(sum, V::load(multipliers + column)), V::load(biases + column));
+    const auto igate = V::load(igates + tile.tile_row(j) * args.igates_stride + column);
+    v[j] = V::add(igate, on_any_grid<V, kForm>(hgate, hidden.output[gate]));
   }
-  apply<V, N>(args.cell->functions[gate], v);
+  apply<V, N, kForm>(args.cell->functions[gate], v);
 }
 
 // The new cell state, from the gates: written to args.c and left in `c`, as tanh is to see it.
-template <class V, int N, bool kAlongRows>
+template <class V, CellForm kForm, int N, bool kAlongRows>
 LSTM_QUANT_INLINE void update_cell(const StepArgs& args, const Tile<V, N, kAlongRows>& tile,
-                                   const typename V::F* forget_gate, const typename V::F* igate_cgate,
-                                   typename V::F* c) {
+                                   const typename V::F (&gates)[kGates][N], typename V::F* c) {
   const Cell& cell = *args.cell;
+#pragma GCC unroll 8
   for (int j = 0; j < N; ++j) {
     float* state = args.c + tile.row(j) * args.c_stride + tile.unit(j);
-    const auto fgate_cx = on_grid<V>(V::mul(forget_gate[j], on_grid<V>(V::load(state), cell.cx)), cell.fgate_cx);
-    const auto cy = on_grid<V>(V::add(fgate_cx, igate_cgate[j]), cell.cell);
+    const auto cx = on_any_grid<V, kForm>(V::load(state), cell.cx);
+    const auto fgate_cx = on_any_grid<V, kForm>(V::mul(gates[1][j], cx), cell.fgate_cx);
+    const auto igate_cgate = on_any_grid<V, kForm>(V::mul(gates[0][j], gates[2][j]), cell.igate_cgate);
+    const auto cy = on_any_grid<V, kForm>(V::add(fgate_cx, igate_cgate), cell.cell);
     V::store(state, cy);
-    c[j] = on_grid<V>(cy, cell.tanh_cy_input);
+    c[j] = on_any_grid<V, kForm>(cy, cell.tanh_cy_input);
   }
 }
 
 // What the next step's hidden projection reads for h; `steps` are those on the grid of ogate_cy.
-template <class V>
-LSTM_QUANT_INLINE void store_operand(const StepArgs& args, size_t row, int unit, typename V::F h, typename V::F steps) {
+template <class V, CellForm kForm>
+LSTM_QUANT_INLINE void store_operand(const StepArgs& args, size_t row, size_t unit, typename V::F h,
+                                     typename V::F steps) {
   const Cell& cell = *args.cell;
   char* out = static_cast<char*>(args.h_next) + row * args.h_stride;
+  if constexpr (kForm == CellForm::kInt8) {
+    V::store_u8(reinterpret_cast<uint8_t*>(out) + unit, V::to_int(V::sub(steps, V::set(cell.hx.low))));
+    return;
+  }
   if (cell.hidden.sums == Sums::kFloat) {
     V::store(reinterpret_cast<float*>(out) + unit, on_grid<V>(h, cell.hx));
     return;
@@ -134,36 +191,35 @@ LSTM_QUANT_INLINE void store_operand(const StepArgs& args, size_t row, int unit,
 }
 
 template <class V>
-LSTM_QUANT_INLINE void store_h(const StepArgs& args, size_t row, int unit, typename V::F h) {
-  const int32_t inside = args.cell->hidden_size - unit;
+LSTM_QUANT_INLINE void store_h(const StepArgs& args, size_t row, size_t unit, typename V::F h) {
+  const auto inside = static_cast<ptrdiff_t>(args.cell->hidden_size - unit);
   float* out = args.output + row * args.output_stride + unit;
   if (inside >= V::kLanes) {
     V::store(out, h);
   } else if (inside > 0) {
-    V::store_first(out, h, inside);
+    V::store_first(out, h, static_cast<int>(inside));
   }
 }
 
-// The whole tail of N vectors. sums: those of the tile's first row, unit and the input gate; then as in `gate`.
-template <class V, int N, bool kAlongRows>
-LSTM_QUANT_INLINE void tail(const StepArgs& args, const Tile<V, N, kAlongRows>& tile, const float* sums,
-                            size_t sums_stride) {
+// The whole tail of N vectors, from their sums as in `gate`.
+template <class V, CellForm kForm, int N, bool kAlongRows>
+LSTM_QUANT_INLINE void tail(const StepArgs& args, const Tile<V, N, kAlongRows>& tile, const float* sums) {
   using F = typename V::F;
   const Cell& cell = *args.cell;
-  F a[N], b[N];
-  gate(args, tile, sums, sums_stride, 0, a);
-  gate(args, tile, sums, sums_stride, 2, b);
-  for (int j = 0; j < N; ++j) a[j] = on_grid<V>(V::mul(a[j], b[j]), cell.igate_cgate);
-  gate(args, tile, sums, sums_stride, 1, b);
+  F gates[kGates][N];
+#pragma GCC unroll 1  // the gates side by side are too much for the registers
+  for (int g = 0; g < kGates; ++g) gate<V, kForm>(args, tile, sums, g, gates[g]);
   F c[N];
-  update_cell(args, tile, b, a, c);
-  apply<V, N>(cell.functions[kTanhCy], c);
-  gate(args, tile, sums, sums_stride, 3, a);
+  update_cell<V, kForm>(args, tile, gates, c);
+  apply<V, N, kForm>(cell.functions[kTanhCy], c);
+  const bool on_ogate_cy = kForm == CellForm::kInt8 || cell.ogate_cy.present();
+  const Grid ogate_cy = cell.ogate_cy;
+#pragma GCC unroll 8
   for (int j = 0; j < N; ++j) {
-    const F h = V::mul(a[j], c[j]);
-    const F steps = cell.ogate_cy.present() ? round_to<V>(h, cell.ogate_cy) : h;
-    const F value = cell.ogate_cy.present() ? dequantize<V>(steps, cell.ogate_cy) : h;
-    store_operand<V>(args, tile.row(j), tile.unit(j), value, steps);
+    const F h = V::mul(gates[3][j], c[j]);
+    const F steps = on_ogate_cy ? round_to<V>(h, ogate_cy) : h;
+    const F value = on_ogate_cy ? dequantize<V>(steps, ogate_cy) : h;
+    store_operand<V, kForm>(args, tile.row(j), tile.unit(j), value, steps);
     store_h<V>(args, tile.row(j), tile.unit(j), value);
   }
 }
