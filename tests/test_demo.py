@@ -20,8 +20,8 @@ sys.path.insert(0, str(EXAMPLE))
 
 import data  # noqa: E402
 import train  # noqa: E402
-from measure import characters_per_second, exactness, size_on_disk  # noqa: E402
-from model import CHECKPOINT, CharLM, bits_per_character, load, sample, save  # noqa: E402
+from measure import Difference, characters_per_second, exactness, size_on_disk, states_before_each_step  # noqa: E402
+from model import CHECKPOINT, CharLM, State, bits_per_character, load, sample, save  # noqa: E402
 from parts import PARTS, signal_to_noise, values_of_parts  # noqa: E402
 
 PRESETS = ["int8", "int8_gates16", "fixed16", "all_int8"]
@@ -116,10 +116,11 @@ def test_size_and_speed(model: CharLM, text: Tensor) -> None:
 def test_fused_is_exact(model: CharLM, text: Tensor, preset: str) -> None:
     fused, graph = (quantized(model, text, preset, backend) for backend in ("fused", "reference"))
     found = exactness(fused.lstm, graph.lstm, model.embedding(text))
-    assert found.compared == text.numel() * 16 + 2 * 4 * 16
-    assert found.unequal_to_integers == 0
-    assert found.unequal_to_graph <= found.compared_with_graph / 1000
-    assert found.largest_step <= 1
+    assert found.integers == Difference(compared=text.numel() * 16 + 2 * 4 * 16, unequal=0, steps=0)
+    for difference in (found.graph_each_step, found.graph_running):
+        assert difference.compared == text.numel() * 16
+        assert difference.unequal <= difference.compared / 1000
+        assert difference.steps <= 1
 
 
 def test_exactness_counts_what_differs(model: CharLM, text: Tensor) -> None:
@@ -127,20 +128,30 @@ def test_exactness_counts_what_differs(model: CharLM, text: Tensor) -> None:
     step = fused.lstm.cells()[0][0].qparams.ogate_cy.scale
 
     class Wrong(nn.Module):
-        """Two values of the output are off, one by one step and one by three."""
+        """Two values of a whole sequence's output are off, one by one step and one by three."""
 
         cells = staticmethod(fused.lstm.cells)
+        hidden_size = fused.lstm.hidden_size
 
-        def forward(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-            output, states = fused.lstm(x)
-            output[0, 0, 0] += step
-            output[3, 1, 2] -= 3 * step
+        def forward(self, x: Tensor, states: State | None = None) -> tuple[Tensor, State]:
+            output, states = fused.lstm(x, states)
+            if len(x) > 1:
+                output[0, 0, 0] += step
+                output[3, 1, 2] -= 3 * step
             return output, states
 
     right, wrong = (exactness(lstm, graph.lstm, model.embedding(text)) for lstm in (fused.lstm, Wrong()))
-    assert wrong.unequal_to_integers == 2
-    assert wrong.unequal_to_graph == right.unequal_to_graph + 2
-    assert wrong.largest_step == 3
+    assert (wrong.integers.unequal, wrong.integers.steps) == (2, 3)
+    assert (wrong.graph_running.unequal, wrong.graph_running.steps) == (right.graph_running.unequal + 2, 3)
+    assert wrong.graph_each_step == right.graph_each_step
+
+
+def test_states_before_each_step_are_those_of_the_run(model: CharLM, text: Tensor) -> None:
+    x = model.embedding(text)
+    h, c = states_before_each_step(model.lstm, x)
+    output, (_, _) = model.lstm(x)
+    torch.testing.assert_close(h, torch.cat([torch.zeros(1, 4, 16), output[:-1]]))
+    torch.testing.assert_close(model.lstm(x[5:6], (h[5:6], c[5:6]))[0], output[5:6])
 
 
 @pytest.mark.parametrize("preset", PRESETS)

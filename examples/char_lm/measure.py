@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import statistics
 import time
 from collections.abc import Mapping
@@ -40,32 +41,58 @@ def characters_per_second(models: Mapping[str, tuple[nn.Module, Tensor]], rounds
 
 
 @dataclass(frozen=True)
-class Exactness:
-    """How a fused LSTM's values compare with the integer reference's and with the FX reference graph's."""
+class Difference:
+    """Between a fused LSTM's values and others."""
 
     compared: int
-    unequal_to_integers: int
-    compared_with_graph: int
-    unequal_to_graph: int
-    largest_step: int
-    """The largest difference from the graph, in steps of the hidden state's grid."""
+    unequal: int
+    steps: int
+    """The largest difference, in steps of the hidden state's grid."""
+
+
+@dataclass(frozen=True)
+class Exactness:
+    """A fused LSTM against the integer reference and the FX reference graph."""
+
+    integers: Difference
+    """All outputs and last states."""
+
+    graph_each_step: Difference
+    """The outputs of single steps, each from the state that the fused LSTM was in."""
+
+    graph_running: Difference
+    """All outputs of a graph that goes on from its own states: where one value was rounded another way, others follow."""
 
 
 @torch.no_grad()
 def exactness(fused: tlq.LSTM, graph: nn.Module, x: Tensor) -> Exactness:
-    """Run ``x`` ``[T, B, input_size]`` through all three: every output and last state against the integer reference, every
-    output against the graph.
-    """
+    """Compare a fused LSTM of one layer and direction on ``x`` ``[T, B, input_size]``."""
     output, (h_n, c_n) = fused(x)
-    of_integers = reference.lstm(fused.cells(), x)
-    unequal = sum(int((a != b).sum()) for a, b in zip((output, h_n, c_n), of_integers, strict=True))
-    grid = fused.cells()[-1][0].qparams.ogate_cy
+    integers = reference.lstm(fused.cells(), x)
+    h, c = states_before_each_step(fused, x)
+    every_step = (x.flatten(0, 1)[None], (h.flatten(0, 1)[None], c.flatten(0, 1)[None]))
+    grid = fused.cells()[0][0].qparams.ogate_cy
     assert grid is not None, "every preset quantizes the hidden state"
-    steps = ((output - graph(x)[0]) / grid.scale).round().abs()
     return Exactness(
-        compared=output.numel() + h_n.numel() + c_n.numel(),
-        unequal_to_integers=unequal,
-        compared_with_graph=output.numel(),
-        unequal_to_graph=int(steps.count_nonzero()),
-        largest_step=int(steps.max()),
+        integers=_difference([output, h_n, c_n], list(integers), grid.scale),
+        graph_each_step=_difference([fused(*every_step)[0]], [graph(*every_step)[0]], grid.scale),
+        graph_running=_difference([output], [graph(x)[0]], grid.scale),
+    )
+
+
+def states_before_each_step(lstm: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The hidden and the cell states ``[T, B, hidden_size]`` in which an LSTM of one layer reads ``x`` step by step."""
+    zeros = torch.zeros(1, x.shape[1], lstm.hidden_size)
+    states = [(zeros, zeros)]
+    for x_t in x[:-1]:
+        states.append(lstm(x_t[None], states[-1])[1])
+    return torch.cat([h for h, _ in states]), torch.cat([c for _, c in states])
+
+
+def _difference(values: list[Tensor], others: list[Tensor], scale: float) -> Difference:
+    pairs = list(zip(values, others, strict=True))
+    return Difference(
+        compared=sum(a.numel() for a, _ in pairs),
+        unequal=sum(int((a != b).sum()) for a, b in pairs),
+        steps=max(math.ceil((a - b).abs().max().item() / scale - 0.01) for a, b in pairs),
     )

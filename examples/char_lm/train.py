@@ -1,6 +1,6 @@
 """Trains the demo's model on the sources of Python's standard library and writes its checkpoint.
 
-The demo does not need this: the checkpoint is in the repository. It takes about 35 minutes on one core.
+The demo does not need this: the checkpoint is in the repository. It takes about half an hour on one core.
 """
 
 from __future__ import annotations
