@@ -102,19 +102,14 @@ def show_exactness(model: CharLM, fused: dict[str, nn.Module], graphs: dict[str,
     """Every value of the fused LSTMs on held-out text, against the integer reference and against the FX reference graph."""
     with torch.no_grad():
         x = model.embedding(data.held_out(16, 256))
-    print(
-        f"\n{'fused LSTM against':<20}{'the integer reference':>24}{'FX graph, step by step':>36}{'FX graph, running on':>27}"
-    )
-    print(
-        f"{'':<20}{'compared':>12}{'unequal':>12}{'compared':>14}{'unequal':>11}{'largest':>11}{'unequal':>16}{'largest':>11}"
-    )
+    columns = "{:<20}{:>12}{:>12}{:>14}{:>11}{:>11}{:>16}{:>11}"
+    print(f"\n{'fused LSTM against':<20}{'integer reference':>24}{'FX graph, step by step':>36}{'FX graph, running on':>27}")
+    print(columns.format("", "compared", "unequal", "compared", "unequal", "largest", "unequal", "largest"))
     found = {name: exactness(m.lstm, graphs[name].lstm, x) for name, m in fused.items()}
     for name, one in found.items():
         integers, step, running = one.integers, one.graph_each_step, one.graph_running
-        print(
-            f"{name:<20}{integers.compared:>12,}{integers.unequal:>12,}{step.compared:>14,}{step.unequal:>11,}{step.steps:>11}"
-            f"{running.unequal:>16,}{running.steps:>11}"
-        )
+        counts = (integers.compared, integers.unequal, step.compared, step.unequal, step.steps, running.unequal, running.steps)
+        print(columns.format(name, *(f"{count:,}" for count in counts)))
     print(EXACTNESS_NOTE)
     compared, unequal = (sum(getattr(one.integers, field) for one in found.values()) for field in ("compared", "unequal"))
     print(f"Of {compared:,} values, {unequal:,} are unequal to the integer reference.")
