@@ -16,5 +16,6 @@ hypothesis.settings.load_profile("repeatable")
 def isolated() -> Iterator[None]:
     torch.manual_seed(0)
     threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # small tensors on a busy machine: more threads would only wait for one another
     yield
     torch.set_num_threads(threads)

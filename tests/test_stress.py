@@ -49,7 +49,8 @@ def test_a_cell_that_integrates_to_174() -> None:
     fused = tlq.quantize(lstm, [x[:100]])
     want = float(lstm(x)[1][1])
     assert 170 < want < 178
-    assert abs(float(fused(x)[1][1]) / want - 1) < 0.005
+    # the input gate of 0.003 lies on a grid of steps of 2**-15: 0.5 % at most, and as much again for its input; measured 0.7 %
+    assert abs(float(fused(x)[1][1]) / want - 1) < 0.01
 
 
 @torch.no_grad()
@@ -61,22 +62,20 @@ def test_a_cell_that_remembers_one_value_for_100_000_steps() -> None:
     fused = tlq.quantize(lstm, [x[:100]])
     after_one, at_the_end = fused(x[:1])[1][1], fused(x)[1][1]
     assert torch.equal(after_one, at_the_end)
-    assert abs(float(at_the_end) - float(lstm(x)[1][1])) < 1e-3
+    # half a step of the grid in front of tanh, times its slope; measured 0.0013
+    assert abs(float(at_the_end) - float(lstm(x)[1][1])) < 0.0024
 
 
 @torch.no_grad()
 def test_a_backward_direction_of_five_times_the_range() -> None:
     torch.manual_seed(0)
     lstm = nn.LSTM(16, 32, bidirectional=True).eval()
-    lstm.weight_ih_l0.mul_(0.3)
-    lstm.weight_hh_l0.mul_(0.3)
-    lstm.bias_ih_l0.mul_(0.3)
-    lstm.bias_hh_l0.mul_(0.3)
-    lstm.weight_ih_l0_reverse.mul_(1.5)
+    for name, parameter in lstm.named_parameters():
+        parameter.mul_(1.5 if "reverse" in name else 0.15)
     x = noise(50, 4, 16, seed=1)
     want = lstm(x)[0]
     forward, backward = want.chunk(2, dim=2)
-    assert backward.abs().max() > 4 * forward.abs().max()
+    assert backward.abs().max() > 5 * forward.abs().max()
     fused = tlq.quantize(lstm, [noise(50, 4, 16, seed=2)])
     got_forward, got_backward = fused(x)[0].chunk(2, dim=2)
     assert sqnr(got_forward, forward) > 30  # TO MEASURE

@@ -50,6 +50,7 @@ class LSTM(nn.Module):
         for suffix, cell in zip(self._suffixes(), (cell for cells in layers for cell in cells), strict=True):
             self._register(suffix, cell)
         self.register_buffer("_packed", ops.pack(self.cells()), persistent=False)
+        self.eval()
 
     def forward(self, input: Tensor, hx: States | None = None) -> tuple[Tensor, States]:
         """``output, (h_n, c_n)`` as ``nn.LSTM`` returns them, all float32.

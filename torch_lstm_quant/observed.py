@@ -6,6 +6,7 @@ of ``nn.LSTM`` and have float32 in and out: quantization happens inside the cell
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator
 
@@ -17,7 +18,7 @@ from torch_lstm_quant.call_forms import Shape, States, run_cells
 from torch_lstm_quant.cell_graph import OBSERVER, convert_cell, observe_cell
 from torch_lstm_quant.lstm_utils import _assemble, _float_cell
 from torch_lstm_quant.observed_grid import read_grid, without_warning
-from torch_lstm_quant.observers import BoundaryObserver, cut_projections
+from torch_lstm_quant.observers import FLAT, BoundaryObserver, cut_projections
 from torch_lstm_quant.qconfig import DIRECTIONS, LSTMQConfig
 from torch_lstm_quant.qparams import MAX_STEPS, QParams
 from torch_lstm_quant.signal_loss import SignalHistogram, describe_loss
@@ -157,6 +158,13 @@ def _watch(cell: nn.Module) -> nn.Module:
     return cell
 
 
+def _flat_beyond(name: str, observer: nn.Module) -> float:
+    """The magnitude beyond which a part's values make no difference to what reads them."""
+    cut = getattr(observer, "cut", None)
+    read_by_functions = ("gates", "tanh_cy_input")
+    return float(cut) if cut is not None else FLAT if name.removeprefix(OBSERVER) in read_by_functions else math.inf
+
+
 def _losses(cell: nn.Module) -> Iterator[str]:
     """What the grids of an observed cell lose, in words."""
     where = cell.meta["where"]  # type: ignore[index]
@@ -165,6 +173,6 @@ def _losses(cell: nn.Module) -> Iterator[str]:
             grid = read_grid(observer, f"{where}, part {name.removeprefix(OBSERVER)}")
             if isinstance(histogram, SignalHistogram) and grid.quant_max - grid.quant_min <= MAX_STEPS:
                 qparams = QParams(float(grid.scale), int(grid.zero_point), grid.quant_min, grid.quant_max)
-                loss = describe_loss(name.removeprefix(OBSERVER), histogram, qparams)
+                loss = describe_loss(name.removeprefix(OBSERVER), histogram, qparams, _flat_beyond(name, observer))
                 if loss:
                     yield f"{where}, {loss}"

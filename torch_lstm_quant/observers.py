@@ -42,16 +42,20 @@ def cut_projections(igates: torch.nn.Module | None, hgates: torch.nn.Module | No
             observer.cut = FLAT + other
 
 
+_STATIC = torch.float8_e5m2
+"""A dtype that torch.ao calls static and that no other layer has: one that reads the LSTM's output observes it for itself."""
+
+
 class BoundaryObserver(ObserverBase):
     """Stands where ``prepare_fx`` puts observers around an LSTM, lets any object through, and carries its configuration.
 
     torch.ao swaps a custom module only where its qconfig promises static activations, and puts that qconfig's observer on
-    every argument, tuples of states and None included. So this one says ``quint8`` until it has run, and ``float32`` from
-    then on, so that ``convert_fx`` takes it out again: quantization happens inside the LSTM.
+    every argument, tuples of states and None included. So this one names a static dtype until it has run, and ``float32``
+    from then on, so that ``convert_fx`` takes it out again: quantization happens inside the LSTM.
     """
 
     def __init__(self, lstm_qconfig: Any = None, **_: Any) -> None:
-        super().__init__(dtype=torch.quint8)
+        super().__init__(dtype=_STATIC)
         self.lstm_qconfig = lstm_qconfig
 
     def forward(self, x: Any) -> Any:

@@ -14,7 +14,6 @@ from torch.ao.quantization import (
     FixedQParamsFakeQuantize,
     FixedQParamsObserver,
     MinMaxObserver,
-    MovingAverageMinMaxObserver,
     MovingAveragePerChannelMinMaxObserver,
     PerChannelMinMaxObserver,
     QConfig,
@@ -223,10 +222,13 @@ def _fixed(scale: float, quant_min: int, quant_max: int, dtype: torch.dtype, qat
 
 
 def _min_max(dtype: torch.dtype, qat: bool) -> Constructor:
-    """8 bits, affine, from the least to the greatest value seen (in training: moving averages of these)."""
+    """8 bits, affine, from the least to the greatest value seen.
+
+    In training too: a cell calls its observers at every step, so a moving average would follow the sequence, not the data.
+    """
     grid = {"dtype": dtype, "quant_min": 0, "quant_max": 255, "qscheme": torch.per_tensor_affine}
     if qat:
-        return FakeQuantize.with_args(observer=MovingAverageMinMaxObserver, **grid)  # type: ignore[no-any-return]
+        return FakeQuantize.with_args(observer=MinMaxObserver, **grid)  # type: ignore[no-any-return]
     return MinMaxObserver.with_args(**grid)  # type: ignore[no-any-return]
 
 

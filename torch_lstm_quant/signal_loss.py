@@ -31,16 +31,19 @@ class SignalHistogram:
         self.counts += torch.bincount(octaves, minlength=_OCTAVES)
         self.energies += torch.bincount(octaves, weights=values * values, minlength=_OCTAVES)
 
-    def sqnr(self, grid: QParams) -> float:
-        """Estimated signal to noise ratio in dB on ``grid``: rounding noise of ``scale**2 / 12``, small values lost whole."""
-        signal = float(self.energies.sum())
+    def sqnr(self, grid: QParams, flat: float = math.inf) -> float:
+        """Estimated signal to noise ratio in dB on ``grid``: rounding noise of ``scale**2 / 12``, small values lost whole.
+
+        Values beyond ``+-flat`` count as ``flat``: what reads them makes no difference between the two.
+        """
+        magnitudes = torch.sqrt(self.energies / self.counts.clamp(min=1)).clamp(max=flat)
+        energies = self.counts * magnitudes**2
+        signal = float(energies.sum())
         if not signal:
             return math.inf
-        lost = self._rounded_to_zero(grid.scale)
         largest = max(abs(limit) for limit in grid.range)
-        excess = (torch.sqrt(self.energies / self.counts.clamp(min=1)) - largest).clamp(min=0)
-        noise = self.counts * (grid.scale**2 / 12 + excess**2)
-        return 10 * math.log10(signal / float(torch.where(lost, self.energies, noise).sum()))
+        noise = self.counts * (grid.scale**2 / 12 + (magnitudes - largest).clamp(min=0) ** 2)
+        return 10 * math.log10(signal / float(torch.where(self._rounded_to_zero(grid.scale), energies, noise).sum()))
 
     def fraction_rounded_to_zero(self, grid: QParams) -> float:
         """How many of the nonzero values are less than half a step of ``grid``, from 0 to 1."""
@@ -58,8 +61,11 @@ class SignalHistogram:
         return torch.ldexp(torch.ones(_OCTAVES, dtype=torch.float64), torch.arange(_OCTAVES) + _LOWEST) <= scale / 2
 
 
-def describe_loss(part: str, histogram: SignalHistogram, grid: QParams) -> str | None:
-    """What ``grid`` loses of the part's signal and what to set instead, or None where it keeps enough."""
+def describe_loss(part: str, histogram: SignalHistogram, grid: QParams, flat: float = math.inf) -> str | None:
+    """What ``grid`` loses of the part's signal and what to set instead, or None where it keeps enough.
+
+    ``flat`` is the magnitude beyond which the part's values make no difference.
+    """
     if part == "x":
         fraction = histogram.fraction_rounded_to_zero(grid)
         if fraction > 0.5:
@@ -69,7 +75,7 @@ def describe_loss(part: str, histogram: SignalHistogram, grid: QParams) -> str |
                 f"{histogram.median():.2g} lies {below:.0f} dB below half a step. Keep this layer's input projection in "
                 "float32: x=None, weight_ih=None"
             )
-    sqnr = histogram.sqnr(grid)
+    sqnr = histogram.sqnr(grid, flat)
     if sqnr >= LEAST_SQNR:
         return None
     remedy = (
