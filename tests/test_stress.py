@@ -5,6 +5,7 @@ Beside each bound: what was measured. Bounds leave room for another random initi
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -38,7 +39,7 @@ def test_pre_activations_of_500() -> None:
     reach = (x @ lstm.weight_ih_l0.T).abs().max()
     assert reach > 450
     fused = tlq.quantize(lstm, [noise(200, 4, 32, seed=2)])
-    assert sqnr(fused(x)[0], lstm(x)[0]) > 15  # TO MEASURE
+    assert sqnr(fused(x)[0], lstm(x)[0]) > 15  # measured 18: gates that saturate flip on errors of the 8-bit weights
 
 
 @torch.no_grad()
@@ -78,8 +79,8 @@ def test_a_backward_direction_of_five_times_the_range() -> None:
     assert backward.abs().max() > 5 * forward.abs().max()
     fused = tlq.quantize(lstm, [noise(50, 4, 16, seed=2)])
     got_forward, got_backward = fused(x)[0].chunk(2, dim=2)
-    assert sqnr(got_forward, forward) > 30  # TO MEASURE
-    assert sqnr(got_backward, backward) > 30
+    assert sqnr(got_forward, forward) > 24  # measured 27: its pre-activations are some twenty steps of the gates' grid
+    assert sqnr(got_backward, backward) > 32  # measured 36
 
 
 @torch.no_grad()
@@ -93,13 +94,11 @@ def test_a_power_spectrum_with_its_first_projection_in_float() -> None:
     config = tlq.LSTMQConfig.int8().override(layer=0, x=None, weight_ih=None)
     want = lstm(x)[0]
     good, bad = tlq.quantize(lstm, [calibration], config)(x)[0], with_warning(lstm, calibration)(x)[0]
-    assert sqnr(good, want) > 30  # TO MEASURE
-    assert sqnr(bad, want) < sqnr(good, want) - 6
+    assert sqnr(good, want) > 33  # measured 37
+    assert sqnr(bad, want) < 10  # measured 6
 
 
 def with_warning(lstm: nn.LSTM, calibration: Tensor) -> nn.Module:
     """Quantized in 8 bits all the same, of which calibration warns."""
-    import pytest
-
     with pytest.warns(tlq.LossWarning, match=r"layer 0, forward direction, part x: .*rounded to zero.*x=None, weight_ih=None"):
         return tlq.quantize(lstm, [calibration])
