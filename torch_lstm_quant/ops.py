@@ -31,7 +31,6 @@ def _load_library() -> None:
 _load_library()
 
 
-@torch.library.register_fake("torch_lstm_quant::pack")
 def _fake_pack(
     weights: list[Tensor],
     biases: list[Tensor],
@@ -46,7 +45,6 @@ def _fake_pack(
     return weights[0].new_empty(size, dtype=torch.uint8)
 
 
-@torch.library.register_fake("torch_lstm_quant::lstm")
 def _fake_lstm(
     x: Tensor,
     hx: Tensor | None,
@@ -62,6 +60,10 @@ def _fake_lstm(
     states = (num_layers * num_directions, rows, hidden_size)
     output = x.new_empty((steps, rows, num_directions * hidden_size), dtype=h_dtype or torch.float32)
     return output, output.new_empty(states), x.new_empty(states, dtype=c_dtype or torch.float32)
+
+
+torch.library.register_fake("torch_lstm_quant::pack", _fake_pack)
+torch.library.register_fake("torch_lstm_quant::lstm", _fake_lstm)
 
 
 def pack(layers: Sequence[Sequence[Cell]]) -> Tensor:

@@ -1,0 +1,185 @@
+"""The operators as torch sees them: registration, strides, dtypes, and errors instead of crashes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from random_cells import Dice, random_input, random_layers
+from torch import Tensor
+
+from torch_lstm_quant import ops, reference
+from torch_lstm_quant.call_forms import Shape
+from torch_lstm_quant.cell import Cell
+
+INPUT, HIDDEN, LAYERS, DIRECTIONS = 5, 19, 2, 2
+SHAPE = Shape(INPUT, HIDDEN, LAYERS, DIRECTIONS, batch_first=False)
+Layers = list[list[Cell]]
+
+
+@pytest.fixture
+def layers() -> Layers:
+    return random_layers(Dice(3), INPUT, HIDDEN, LAYERS, DIRECTIONS, "int8")
+
+
+def call(x: Tensor, packed: Tensor, hx: Tensor | None = None, cx: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    return ops.lstm(x, hx, cx, packed, SHAPE)
+
+
+def states(rows: int) -> tuple[Tensor, Tensor]:
+    shape = LAYERS * DIRECTIONS, rows, HIDDEN
+    return random_input(Dice(1), *shape), random_input(Dice(2), *shape)
+
+
+def assert_equal(got: tuple[Tensor, ...], want: tuple[Tensor, ...]) -> None:
+    for one, other in zip(got, want, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_opcheck(layers: Layers) -> None:
+    packed = ops.pack(layers)
+    h0, c0 = states(3)
+    x = random_input(Dice(4), 6, 3, INPUT)
+    lstm = torch.ops.torch_lstm_quant.lstm.default
+    sizes = HIDDEN, LAYERS, DIRECTIONS
+    torch.library.opcheck(lstm, (x, None, None, packed, *sizes))
+    torch.library.opcheck(lstm, (x.transpose(0, 1), None, None, packed, *sizes))
+    torch.library.opcheck(lstm, (x, h0, c0, packed, *sizes, torch.int32, torch.float32))
+
+
+def test_opcheck_of_pack(layers: Layers, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = []
+    monkeypatch.setattr(
+        torch.ops.torch_lstm_quant, "pack", type("Spy", (), {"default": lambda *given: arguments.append(given)})
+    )
+    ops.pack(layers)
+    monkeypatch.undo()
+    torch.library.opcheck(torch.ops.torch_lstm_quant.pack.default, arguments[0])
+
+
+def test_the_fake_kernel_tells_shapes_and_dtypes(layers: Layers) -> None:
+    packed = ops.pack(layers)
+    x = random_input(Dice(4), 6, 3, INPUT)
+    with torch._subclasses.FakeTensorMode() as mode:
+        fake = ops.lstm(mode.from_tensor(x), None, None, mode.from_tensor(packed), SHAPE, torch.int32, torch.float32)
+    real = ops.lstm(x, None, None, packed, SHAPE, torch.int32, torch.float32)
+    assert [(t.shape, t.dtype, t.stride()) for t in fake] == [(t.shape, t.dtype, t.stride()) for t in real]
+
+
+@pytest.mark.parametrize("form", ["transposed", "strided last", "expanded", "sliced", "reversed twice"])
+def test_any_strides(layers: Layers, form: str) -> None:
+    x = random_input(Dice(4), 6, 3, INPUT)
+    x = {
+        "transposed": lambda: x.transpose(0, 1).contiguous().transpose(0, 1),
+        "strided last": lambda: x.repeat_interleave(2, dim=2)[:, :, ::2],
+        "expanded": lambda: x[:1, :1].expand(6, 3, INPUT),
+        "sliced": lambda: x[1::2, 1:],
+        "reversed twice": lambda: x.flip(0).flip(0),
+    }[form]()
+    h0, c0 = states(x.shape[1])
+    states_in = h0.transpose(0, 1).contiguous().transpose(0, 1), c0.repeat_interleave(2, dim=2)[:, :, ::2]
+    assert_equal(call(x, ops.pack(layers), *states_in), reference.lstm(layers, x, h0, c0))
+
+
+def test_nothing_is_written_to_the_arguments(layers: Layers) -> None:
+    arguments = (random_input(Dice(4), 6, 3, INPUT), *states(3), ops.pack(layers))
+    copies = [argument.clone() for argument in arguments]
+    x, h0, c0, packed = arguments
+    call(x, packed, h0, c0)
+    assert_equal(arguments, tuple(copies))
+
+
+@pytest.mark.parametrize(("steps", "rows"), [(0, 3), (4, 0), (0, 0)])
+def test_empty_sequences(layers: Layers, steps: int, rows: int) -> None:
+    h0, c0 = states(rows)
+    output, h_n, c_n = call(torch.zeros(steps, rows, INPUT), ops.pack(layers), h0, c0)
+    assert output.shape == (steps, rows, DIRECTIONS * HIDDEN)
+    assert_equal((h_n, c_n), (h0, c0))
+
+
+def test_integers_in_and_out(layers: Layers) -> None:
+    packed = ops.pack(layers)
+    grid = layers[0][0].qparams.x
+    assert grid is not None
+    layers[0][1] = Cell(
+        layers[0][0].qparams, *(getattr(layers[0][1], f"{n}_{s}") for n in ("weight", "bias") for s in ("ih", "hh"))
+    )
+    packed = ops.pack(layers)
+    x = random_input(Dice(4), 6, 3, INPUT)
+    want = reference.lstm(layers, x)
+    cells = [cell.qparams for cells in layers for cell in cells]
+    for dtype in (torch.int32, torch.int16, torch.uint8):
+        q = grid.quantize(x).to(dtype)
+        output, h_n, c_n = ops.lstm(q, None, None, packed, SHAPE, dtype, None)
+        assert output.dtype == h_n.dtype == dtype
+        assert torch.equal(c_n, want[2])
+        for direction, part in enumerate(output.chunk(DIRECTIONS, dim=2)):
+            last = cells[(LAYERS - 1) * DIRECTIONS + direction].ogate_cy
+            assert last is not None
+            assert torch.equal(last.dequantize(part), want[0].chunk(DIRECTIONS, dim=2)[direction])
+        for state, expected, qparams in zip(h_n, want[1], cells, strict=True):
+            assert qparams.ogate_cy is not None
+            assert torch.equal(qparams.ogate_cy.dequantize(state), expected)
+
+
+BAD_CALLS = {
+    "rank of x": (lambda c: c | {"x": c["x"][0]}, "x must have three dimensions"),
+    "size of x": (lambda c: c | {"x": c["x"][:, :, 1:]}, r"x must be \[6, 3, 5\], got \[6, 3, 4\]"),
+    "dtype of x": (lambda c: c | {"x": c["x"].double()}, "x must be float32, uint8"),
+    "shape of hx": (lambda c: c | {"hx": c["hx"][1:]}, r"hx must be \[4, 3, 19\], got \[3, 3, 19\]"),
+    "dtype of cx": (lambda c: c | {"cx": c["cx"].half()}, "cx must be float32"),
+    "integer cx without a grid": (lambda c: c | {"cx": c["cx"].int()}, "part cx, which has no grid"),
+    "hidden size": (lambda c: c | {"hidden_size": 20}, "packed holds hidden_size=19"),
+    "layers": (lambda c: c | {"num_layers": 1}, "packed holds hidden_size=19, num_layers=2"),
+    "h_dtype": (lambda c: c | {"h_dtype": torch.float64}, "h_dtype and c_dtype must be None"),
+    "narrow h_dtype": (lambda c: c | {"h_dtype": torch.int8}, "part ogate_cy has integers from 0 to 255"),
+    "c_dtype": (lambda c: c | {"c_dtype": torch.int32}, "part fgate_cx_igate_cgate, which has no grid"),
+    "packed truncated": (lambda c: c | {"packed": c["packed"][:-64]}, "packed LSTM: got"),
+    "packed cut in the header": (lambda c: c | {"packed": c["packed"][:20]}, "truncated"),
+    "packed of another version": (lambda c: c | {"packed": changed(c["packed"], 8)}, "need version"),
+    "packed of something else": (lambda c: c | {"packed": changed(c["packed"], 0)}, "not a packed LSTM"),
+    "packed with another size": (lambda c: c | {"packed": changed(c["packed"], 32)}, "checksum"),
+    "dtype of packed": (lambda c: c | {"packed": c["packed"].float()}, "packed must be uint8"),
+}
+
+
+def changed(packed: Tensor, byte: int) -> Tensor:
+    packed = packed.clone()
+    packed[byte] += 1
+    return packed
+
+
+@pytest.mark.parametrize("case", BAD_CALLS)
+def test_bad_calls_are_errors(layers: Layers, case: str) -> None:
+    h0, c0 = states(3)
+    arguments = {"x": random_input(Dice(4), 6, 3, INPUT), "hx": h0, "cx": c0, "packed": ops.pack(layers)}
+    arguments |= {"hidden_size": HIDDEN, "num_layers": LAYERS, "num_directions": DIRECTIONS}
+    change, message = BAD_CALLS[case]
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.torch_lstm_quant.lstm(**change(arguments))
+
+
+def test_a_misaligned_blob_is_taken_all_the_same(layers: Layers) -> None:
+    packed = ops.pack(layers)
+    moved = torch.cat([torch.zeros(3, dtype=torch.uint8), packed])[3:]
+    x = random_input(Dice(4), 6, 3, INPUT)
+    assert_equal(call(x, moved), call(x, packed))
+
+
+def test_packing_gives_the_same_bytes_again(layers: Layers) -> None:
+    assert torch.equal(ops.pack(layers), ops.pack(layers))
+
+
+def test_an_unknown_isa_is_an_error_that_lists_the_legal_ones() -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", "from torch_lstm_quant import ops; ops.isa_active()"],
+        env=os.environ | {"TORCH_LSTM_QUANT_ISA": "mmx"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode != 0
+    assert f"TORCH_LSTM_QUANT_ISA must be one of {', '.join(ops.isas_usable())} on this machine, got 'mmx'" in run.stderr
