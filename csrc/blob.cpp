@@ -116,7 +116,6 @@ void Blob::bind_projection(const ProjectionRecord& record, const Grid& grid, int
   if (record.sums == Sums::kInt8) {
     projection.offset = static_cast<int32_t>(grid.low);
     projection.weight_sums = section<int32_t>(record.weight_sums, outputs);
-    projection.negatable = record.negatable != 0;
   }
   if (record.sums == Sums::kWide) projection.weight_zero_points = section<int32_t>(record.weight_zero_points, outputs);
   projection.multipliers = section<float>(record.multipliers, outputs);

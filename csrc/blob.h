@@ -54,7 +54,6 @@ constexpr int kParts = kAllGrids - kSecondGrids;
 struct ProjectionRecord {
   Sums sums;
   int32_t depth;
-  uint64_t negatable;  // kInt8: 1 where no weight is -128
   uint64_t weights;
   uint64_t weight_sums;         // 0 unless kInt8
   uint64_t weight_zero_points;  // 0 unless kWide

@@ -188,11 +188,7 @@ void Packer::lay_out_projection(const MatrixSource& source, const Grid& grid, Pr
   const bool is_float = record.sums == Sums::kFloat;
   record.weights =
       reserve(is_float ? outputs * source.depth * sizeof(float) : outputs * round_up(source.depth, kDepthStep));
-  if (record.sums == Sums::kInt8) {
-    record.weight_sums = reserve(outputs * sizeof(int32_t));
-    const int8_t* end = source.int8_weights + kGates * hidden_size * source.depth;
-    record.negatable = std::find(source.int8_weights, end, INT8_MIN) == end;
-  }
+  if (record.sums == Sums::kInt8) record.weight_sums = reserve(outputs * sizeof(int32_t));
   if (record.sums == Sums::kWide) record.weight_zero_points = reserve(outputs * sizeof(int32_t));
   record.multipliers = reserve(outputs * sizeof(float));
   record.biases = reserve(outputs * sizeof(float));

@@ -37,14 +37,15 @@ struct VnniDot {
     std::memcpy(&group, p, sizeof group);
     return _mm512_set1_epi32(group);
   }
+  static Sum start(const BlockWeights& block, int column, int32_t) {
+    return first_sums<V>(block, column, block.offset, 0);
+  }
   static Sum zero() { return _mm512_setzero_si512(); }
   static Sum add(Sum sum, Operand operand, const char* weights) {
     return _mm512_dpbusd_epi32(sum, operand, _mm512_load_si512(weights));
   }
   static Sum join(Sum a, Sum b) { return _mm512_add_epi32(a, b); }
-  static V::F total(Sum sum, const BlockWeights& block, int column, int32_t shift) {
-    return total_of<V>(sum, block, column, shift);
-  }
+  static V::F total(Sum sum) { return V::to_float(sum); }
 };
 
 struct Isa {

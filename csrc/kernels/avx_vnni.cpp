@@ -32,14 +32,15 @@ struct VnniDot {
     std::memcpy(&group, p, sizeof group);
     return _mm256_set1_epi32(group);
   }
+  static Sum start(const BlockWeights& block, int column, int32_t) {
+    return first_sums<V>(block, column, block.offset, 0);
+  }
   static Sum zero() { return _mm256_setzero_si256(); }
   static Sum add(Sum sum, Operand operand, const char* weights) {
     return _mm256_dpbusd_avx_epi32(sum, operand, _mm256_load_si256(reinterpret_cast<const __m256i*>(weights)));
   }
   static Sum join(Sum a, Sum b) { return _mm256_add_epi32(a, b); }
-  static V::F total(Sum sum, const BlockWeights& block, int column, int32_t shift) {
-    return total_of<V>(sum, block, column, shift);
-  }
+  static V::F total(Sum sum) { return V::to_float(sum); }
 };
 
 struct Isa {

@@ -65,7 +65,6 @@ struct Projection {
   size_t block_bytes = 0;                       // from the weights of a block to those of the next
   const int32_t* weight_sums = nullptr;         // kInt8: sum of a unit's weights over k
   const int32_t* weight_zero_points = nullptr;  // kWide: sum = sum over k of operand * (weight - zero point)
-  bool negatable = false;                       // kInt8: no weight is -128, so each may be negated in int8
   const float* multipliers = nullptr;           // scale of the operand * scale of the weights; 1 for kFloat
   const float* biases = nullptr;
   Grid output[kGates];  // part igates or hgates

@@ -31,8 +31,9 @@ struct Avx2 {
   static I to_int(F v) { return _mm256_cvtps_epi32(v); }
   static F to_float(I v) { return _mm256_cvtepi32_ps(v); }
   static I load_i32(const int32_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+  static I set_i32(int32_t v) { return _mm256_set1_epi32(v); }
   // a + b * c, modulo 2**32
-  static I add_product(I a, I b, int32_t c) { return _mm256_add_epi32(a, _mm256_mullo_epi32(b, _mm256_set1_epi32(c))); }
+  static I add_product(I a, I b, int32_t c) { return _mm256_add_epi32(a, _mm256_mullo_epi32(b, set_i32(c))); }
   static F lookup(const float* table, I i) { return _mm256_i32gather_ps(table, i, sizeof(float)); }
   static F lookup16(const uint16_t* table, I i) {
     const I pair = _mm256_i32gather_epi32(reinterpret_cast<const int*>(table), i, sizeof(uint16_t));

@@ -30,8 +30,9 @@ struct Avx512 {
   static I to_int(F v) { return _mm512_cvtps_epi32(v); }
   static F to_float(I v) { return _mm512_cvtepi32_ps(v); }
   static I load_i32(const int32_t* p) { return _mm512_loadu_si512(p); }
+  static I set_i32(int32_t v) { return _mm512_set1_epi32(v); }
   // a + b * c, modulo 2**32
-  static I add_product(I a, I b, int32_t c) { return _mm512_add_epi32(a, _mm512_mullo_epi32(b, _mm512_set1_epi32(c))); }
+  static I add_product(I a, I b, int32_t c) { return _mm512_add_epi32(a, _mm512_mullo_epi32(b, set_i32(c))); }
   static F lookup(const float* table, I i) { return _mm512_i32gather_ps(i, table, sizeof(float)); }
   static F lookup16(const uint16_t* table, I i) {
     const I pair = _mm512_i32gather_epi32(i, table, sizeof(uint16_t));

@@ -6,8 +6,9 @@
 //   kMaxRows, kVectors     the largest tile, in rows and in vectors of columns
 //   kRowVectors, kSplit    the tile of a single row; its groups go to kSplit sums in turn, to hide the latency of one
 //   Operand operand(const char*)
+//   Sum start(const BlockWeights&, int column, int32_t row_sum)         for the vector that begins at `column`
 //   Sum zero(), Sum add(Sum, Operand, const char* weights), Sum join(Sum, Sum)
-//   V::F total(Sum, const BlockWeights&, int column, int32_t shift)     of the vector that begins at `column`
+//   V::F total(Sum)
 //
 // Include it inside the target region of an ISA.
 #pragma once
@@ -21,8 +22,8 @@ constexpr int kWeightBytes = kBlock * kGroup;  // of one group's weights in a bl
 // Operand rows in the form that Dot reads.
 struct OperandRows {
   const char* first;
-  size_t stride;          // bytes
-  const int32_t* shifts;  // what was taken from each row's values to bring them into that form; null: nothing
+  size_t stride;            // bytes
+  const int32_t* row_sums;  // what each row adds to the sums of all columns; null: nothing
 
   const char* row(size_t i) const { return first + i * stride; }
 };
@@ -41,12 +42,11 @@ struct BlockWeights {
         offset(projection.offset) {}
 };
 
-// The float32 value of integer sums of products with operand - shift.
+// What integer sums of products start from.
 template <class V>
-inline __attribute__((always_inline)) typename V::F total_of(typename V::I sum, const BlockWeights& block, int column,
-                                                             int32_t shift) {
-  const auto offset = static_cast<int32_t>(static_cast<uint32_t>(block.offset) + static_cast<uint32_t>(shift));
-  return V::to_float(V::add_product(sum, V::load_i32(block.weight_sums + column), offset));
+inline __attribute__((always_inline)) typename V::I first_sums(const BlockWeights& block, int column, int32_t offset,
+                                                               int32_t row_sum) {
+  return V::add_product(V::set_i32(row_sum), V::load_i32(block.weight_sums + column), offset);
 }
 
 // Never inlined: g++ 12 spills the sums of a tile that it inlines into its caller.
@@ -60,11 +60,13 @@ __attribute__((noinline)) void sum_tile(const OperandRows& rows, size_t first_ro
   const size_t stride = rows.stride;
   typename Dot::Sum totals[kSplit][kRows][kVectors];
 #pragma GCC unroll 8
-  for (int s = 0; s < kSplit; ++s) {
+  for (int r = 0; r < kRows; ++r) {
+    const int32_t row_sum = rows.row_sums == nullptr ? 0 : rows.row_sums[first_row + r];
 #pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) {
+    for (int v = 0; v < kVectors; ++v) {
+      totals[0][r][v] = Dot::start(block, (first_vector + v) * V::kLanes, row_sum);
 #pragma GCC unroll 8
-      for (int v = 0; v < kVectors; ++v) totals[s][r][v] = Dot::zero();
+      for (int s = 1; s < kSplit; ++s) totals[s][r][v] = Dot::zero();
     }
   }
   for (size_t group = 0; group < block.groups; group += kSplit) {
@@ -89,14 +91,12 @@ __attribute__((noinline)) void sum_tile(const OperandRows& rows, size_t first_ro
   }
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
-    const int32_t shift = rows.shifts == nullptr ? 0 : rows.shifts[first_row + r];
 #pragma GCC unroll 8
     for (int v = 0; v < kVectors; ++v) {
       auto sum = totals[0][r][v];
 #pragma GCC unroll 8
       for (int s = 1; s < kSplit; ++s) sum = Dot::join(sum, totals[s][r][v]);
-      const int column = (first_vector + v) * V::kLanes;
-      V::store(sums + r * kBlock + column, Dot::total(sum, block, column, shift));
+      V::store(sums + r * kBlock + (first_vector + v) * V::kLanes, Dot::total(sum));
     }
   }
 }
@@ -139,12 +139,13 @@ struct FloatDot {
   static constexpr int kSplit = 1;
 
   static Operand operand(const char* p) { return V::set(*reinterpret_cast<const float*>(p)); }
+  static Sum start(const BlockWeights&, int, int32_t) { return zero(); }
   static Sum zero() { return V::set(0.0f); }
   static Sum add(Sum sum, Operand operand, const char* weights) {
     return V::add(sum, V::mul(operand, V::load(reinterpret_cast<const float*>(weights))));
   }
   static Sum join(Sum a, Sum) { return a; }
-  static typename V::F total(Sum sum, const BlockWeights&, int, int32_t) { return sum; }
+  static typename V::F total(Sum sum) { return sum; }
 };
 
 }  // namespace lstm_quant
