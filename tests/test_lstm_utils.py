@@ -67,6 +67,12 @@ NODE_OF_PART = {
 QUANTIZE = (torch.quantize_per_tensor, torch.ops.quantized_decomposed.quantize_per_tensor.default)
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """Tensors as small as these only lose time in torch's thread pool."""
+    torch.set_num_threads(1)
+
+
 def float_lstm(qconfig: QConfig = FLOAT, **options: Any) -> nn.LSTM:
     lstm = nn.LSTM(INPUT, HIDDEN, **{"num_layers": 1, **options}).eval()
     lstm.qconfig = qconfig
@@ -800,6 +806,15 @@ class TestErrors:
             ValueError, match="layer 0, forward direction: the cell must be one that our utility observed, got LSTMCell"
         ):
             ours._get_reference_quantized_lstm_module(torch.ao.nn.quantizable.LSTM(INPUT, HIDDEN))
+
+    def test_a_cell_that_torch_observed(self) -> None:
+        cell = data(BATCH, INPUT), (data(BATCH, HIDDEN), data(BATCH, HIDDEN))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            observed = upstream._get_lstm_with_individually_observed_parts(float_lstm(STATIC), cell)
+        observed(data())
+        with pytest.raises(ValueError, match="activation_post_process_0 is not the observer of a part"):
+            ours._get_reference_quantized_lstm_module(observed)
 
 
 @no_warnings

@@ -55,6 +55,12 @@ EXPECTED: dict[str, tuple[float | None, int | None, torch.dtype]] = {
 """Scale, zero point and dtype of the quantize that follows each node of the cell (None: as calibrated)."""
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """Tensors as small as these only lose time in torch's thread pool."""
+    torch.set_num_threads(1)
+
+
 def example_inputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return torch.rand(STEPS, BATCH, SIZE), torch.rand(1, BATCH, SIZE), torch.randn(1, BATCH, SIZE)
 

@@ -117,6 +117,7 @@ def observe_cell(
             _check_outside(constructors.get(slot), f"{where}, part {slot}")
         elif shared:
             if hasattr(observed, OBSERVER + shared):
+                _check_backend(backend_config, slot, getattr(observed, OBSERVER + shared), f"{where}, part {slot}")
                 _insert_observer(graph, node, OBSERVER + shared)
         elif (module := make(slot)) is not None:
             observed.add_submodule(OBSERVER + slot, module)
@@ -125,8 +126,8 @@ def observe_cell(
     if tanh_cy_input is not None:
         observed.add_submodule(OBSERVER + "tanh_cy_input", tanh_cy_input)
         _insert_tanh_observer(graph)
-    for name, linear in _linears(observed).items():
-        weight = make("weight_ih" if name.startswith("igates") else "weight_hh")
+    for name, (part, linear) in _linears(observed).items():
+        weight = make(part)
         if weight is not None:
             observed.set_submodule(name, ObservedLinear(linear, weight))
     graph.lint()
@@ -157,7 +158,7 @@ def convert_cell(
     """
     if not isinstance(cell, GraphModule):
         raise ValueError(f"{where}: the cell must be one that our utility observed, got {type(cell).__name__}")
-    where = where or cell.meta["where"]
+    where = where or cell.meta.get("where", "LSTM")
     cell = copy.deepcopy(cell)
     for node in list(cell.graph.nodes):
         if node.op == "call_module" and str(node.target).startswith(OBSERVER):
@@ -168,9 +169,8 @@ def convert_cell(
             place = f"{where}, part {slot}"
             _check_backend(backend_config, _part_of(slot), module, place)
             _quantize(cell, node, slot, read_grid(module, place))
-    for name, linear in _linears(cell).items():
+    for name, (part, linear) in _linears(cell).items():
         if isinstance(linear, ObservedLinear):
-            part = "weight_ih" if name.startswith("igates") else "weight_hh"
             _check_backend(backend_config, part, linear.weight_post_process, f"{where}, part {part}")
             cell.set_submodule(name, _reference_linear(linear, f"{where}, part {part}"))
     _dequantize_after_chunk(cell.graph)
@@ -219,8 +219,14 @@ def _insert_tanh_observer(graph: Graph) -> None:
         tanh.args = (graph.call_module(OBSERVER + "tanh_cy_input", tanh.args),)
 
 
-def _linears(cell: GraphModule) -> dict[str, nn.Linear]:
-    return {name: module for name, module in cell.named_modules() if isinstance(module, nn.Linear)}
+def _linears(cell: GraphModule) -> dict[str, tuple[str, nn.Linear]]:
+    """The projections by name, each with the part that its weight is."""
+    modules = cell.named_modules()
+    return {
+        name: ("weight_ih" if name.startswith("igates") else "weight_hh", module)
+        for name, module in modules
+        if isinstance(module, nn.Linear)
+    }
 
 
 def _check_backend(backend_config: BackendConfig | None, part: str, module: nn.Module | None, place: str) -> None:

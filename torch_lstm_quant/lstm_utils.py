@@ -183,7 +183,8 @@ class ReferenceLSTM(torch.ao.nn.quantized.LSTM):
         Returns:
             ``output`` ``[T, B, num_directions * hidden_size]`` (``[B, T, ...]``) and ``(h_n, c_n)``, shaped as ``hidden``.
             Where the boundary is quantized they are quantized tensors if all that is in them has the same qparams, and
-            else float32: the dequantized values exactly.
+            else float32: the dequantized values exactly. (A quantized op of ``convert_fx`` cannot read these: give the parts
+            one fixed grid, or the LSTM a qconfig with float32 activations.)
 
         Raises:
             ValueError: a sequence without steps, or states of another shape.
