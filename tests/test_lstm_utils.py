@@ -1,150 +1,58 @@
-"""The two LSTM utilities. Tests that take ``utilities`` hold for ours and must fail on torch's: they pin what is repaired."""
+"""The two LSTM utilities: what they observe, and the graphs and values that come of it."""
 
 from __future__ import annotations
 
 import copy
 import pickle
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from observed_lstms import (
+    ACTIVATIONS,
+    BATCH,
+    FLOAT,
+    FLOAT32,
+    HIDDEN,
+    INPUT,
+    NODE_OF_PART,
+    STATIC,
+    convert,
+    data,
+    directions,
+    fixed,
+    flat,
+    float_lstm,
+    no_warnings,
+    observe,
+    quantized,
+    quantizes,
+    without_deprecation,
+)
+from torch import nn
 from torch.ao.quantization import (
-    FakeQuantize,
-    FixedQParamsFakeQuantize,
-    FixedQParamsObserver,
     MinMaxObserver,
-    MovingAverageMinMaxObserver,
-    MovingAveragePerChannelMinMaxObserver,
     PerChannelMinMaxObserver,
-    PlaceholderObserver,
     QConfig,
     default_weight_observer,
-    get_default_qat_qconfig,
-    get_default_qconfig,
 )
-from torch.ao.quantization.backend_config import DTypeConfig, get_qnnpack_backend_config
 from torch.ao.quantization.fake_quantize import FakeQuantizeBase
-from torch.ao.quantization.fx import lstm_utils as upstream
 from torch.ao.quantization.observer import ObserverBase
-from torch.fx import GraphModule, Node
+from torch.fx import GraphModule
 
 from torch_lstm_quant import lstm_utils as ours
 from torch_lstm_quant import reference
 from torch_lstm_quant.cell import Cell
-from torch_lstm_quant.cell_graph import PARTS, WEIGHTS
 from torch_lstm_quant.qconfig import LSTMQConfig
 from torch_lstm_quant.qparams import PER_GATE_PARTS, CellQParams, QParams, WeightQParams
-
-no_warnings = pytest.mark.filterwarnings("error")
-
-INPUT, HIDDEN, STEPS, BATCH = 5, 6, 7, 3
-FLOAT32 = PlaceholderObserver.with_args(dtype=torch.float32)
-FLOAT = QConfig(activation=FLOAT32, weight=FLOAT32)
-STATIC = QConfig(activation=MinMaxObserver.with_args(dtype=torch.quint8), weight=default_weight_observer)
-ACTIVATIONS = tuple(part for part in PARTS if part not in WEIGHTS)
-
-NODE_OF_PART = {
-    "x": "x",
-    "hx": "getitem_2",
-    "cx": "getitem_3",
-    "gates": "add",
-    "fgate_cx": "mul",
-    "igate_cgate": "mul_1",
-    "fgate_cx_igate_cgate": "add_1",
-    "tanh_cy_input": "add_1",
-    "tanh_cy": "tanh",
-    "ogate_cy": "mul_2",
-}
-"""The node whose value is the part, where it has another name."""
-
-QUANTIZE = (torch.quantize_per_tensor, torch.ops.quantized_decomposed.quantize_per_tensor.default)
 
 
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
     """Tensors as small as these only lose time in torch's thread pool."""
     torch.set_num_threads(1)
-
-
-def float_lstm(qconfig: QConfig = FLOAT, **options: Any) -> nn.LSTM:
-    lstm = nn.LSTM(INPUT, HIDDEN, **{"num_layers": 1, **options}).eval()
-    lstm.qconfig = qconfig
-    return lstm
-
-
-def observe(lstm: nn.LSTM, **arguments: Any) -> torch.ao.nn.quantizable.LSTM:
-    return ours._get_lstm_with_individually_observed_parts(lstm, (), **arguments)
-
-
-def convert(lstm: nn.LSTM, x: Tensor, **arguments: Any) -> ours.ReferenceLSTM:
-    """Observe, calibrate on ``x`` and convert."""
-    observed = observe(lstm, **arguments)
-    with torch.no_grad():
-        observed(x)
-    return ours._get_reference_quantized_lstm_module(observed)
-
-
-def directions(lstm: nn.Module) -> list[nn.Module]:
-    """The cells, layer by layer."""
-    return [single.cell for layer in lstm.layers for single in layer.children()]
-
-
-def quantizes(cell: GraphModule) -> dict[Node, Node]:
-    """Every quantize node, and the node whose value it takes; a clamp belongs to the quantize."""
-    found = {}
-    for node in cell.graph.nodes:
-        if node.target in QUANTIZE:
-            value = node.args[0]
-            found[node] = value.args[0] if value.target is torch.clamp else value
-    return found
-
-
-def fixed(scale: float, zero_point: int, dtype: torch.dtype, **limits: int) -> Callable[[], nn.Module]:
-    return FixedQParamsObserver.with_args(scale=scale, zero_point=zero_point, dtype=dtype, **limits)
-
-
-def data(*shape: int) -> Tensor:
-    return torch.randn(*(shape or (STEPS, BATCH, INPUT)))
-
-
-@contextmanager
-def without_deprecation() -> Iterator[None]:
-    """For quantized tensors that the test itself creates."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.quantize_per_tensor, torch.quantize_per_channel")
-        yield
-
-
-def quantized(x: Tensor) -> Tensor:
-    with without_deprecation():
-        return torch.quantize_per_tensor(x, 0.03, 128, torch.quint8)
-
-
-TORCHS_DEFECT = pytest.mark.xfail(strict=True, raises=AssertionError, reason="torch's defect")
-
-
-@pytest.fixture(
-    params=[
-        pytest.param(ours, id="ours", marks=no_warnings),
-        pytest.param(upstream, id="torch", marks=[TORCHS_DEFECT, pytest.mark.filterwarnings("ignore")]),
-    ]
-)
-def utilities(request: pytest.FixtureRequest) -> Any:
-    """Both versions. torch's must fail by an assertion of the test; once it passes, the defect is gone and so is this mark."""
-
-    def observe(lstm: nn.LSTM, **arguments: Any) -> torch.ao.nn.quantizable.LSTM:
-        # torch's wants the arguments of one cell
-        example_inputs = (data(BATCH, INPUT), (data(BATCH, HIDDEN), data(BATCH, HIDDEN)))
-        return request.param._get_lstm_with_individually_observed_parts(lstm, example_inputs, **arguments)
-
-    return SimpleNamespace(observe=observe, convert=request.param._get_reference_quantized_lstm_module)
 
 
 @no_warnings
@@ -301,133 +209,6 @@ class TestEachPart:
         assert not torch.equal(
             converted.layers[0].layer_fw.cell.gates_input_scale, converted.layers[0].layer_fw.cell.gates_cell_scale
         )
-
-
-class TestRepaired:
-    """What torch 2.13 gets wrong."""
-
-    def test_a_gates_constructor_leaves_its_input_alone(self, utilities: Any) -> None:
-        """torch puts the observer of the sigmoid on the gate's input too, and clips the sum to 0..1 there."""
-        observed = utilities.observe(float_lstm(STATIC), sigmoid_obs_ctr=fixed(1 / 256, 0, torch.quint8))
-        observed(data())
-        (cell,) = directions(utilities.convert(observed))
-        behind_chunk = [n for n, source in quantizes(cell).items() if source.name in {f"getitem_{i}" for i in range(4, 8)}]
-        assert behind_chunk == []
-
-    def test_a_value_is_quantized_once(self, utilities: Any) -> None:
-        """torch quantizes a gate's 16-bit output again, to quint8, before the product."""
-        backend_config = get_qnnpack_backend_config()
-        for config in backend_config.configs:
-            if config.pattern in (nn.Sigmoid, nn.Tanh, torch.add, torch.mul):
-                config.add_dtype_config(DTypeConfig(input_dtype=torch.qint32, output_dtype=torch.qint32))
-        observed = utilities.observe(
-            float_lstm(STATIC),
-            backend_config=backend_config,
-            sigmoid_obs_ctr=fixed(2**-16, 0, torch.qint32),
-            tanh_obs_ctr=fixed(2**-15, 0, torch.qint32),
-        )
-        observed(data())
-        (cell,) = directions(utilities.convert(observed, backend_config))
-        assert not any(source.target == "dequantize" for source in quantizes(cell).values())
-
-    @pytest.mark.parametrize("group", ["sigmoid", "tanh"])
-    @pytest.mark.parametrize(
-        "constructor",
-        [
-            fixed(1 / 128, 0, torch.qint8),
-            fixed(2**-15, 0, torch.qint32),
-            fixed(1 / 100, 90, torch.quint8),
-            MinMaxObserver.with_args(dtype=torch.quint8, quant_min=0, quant_max=7),
-        ],
-        ids=["qint8", "qint32", "other scale", "MinMax"],
-    )
-    def test_any_dtype_and_kind_of_observer_is_honoured(
-        self, utilities: Any, group: str, constructor: Callable[[], nn.Module]
-    ) -> None:
-        """torch drops these without a word."""
-        observed = utilities.observe(float_lstm(STATIC), **{f"{group}_obs_ctr": constructor})
-        observed(data())
-        (cell,) = directions(utilities.convert(observed))
-        gate = "cell_gate" if group == "tanh" else "forget_gate"
-        (quantize,) = [node for node, source in quantizes(cell).items() if source.name == gate]
-        asked = constructor()
-        assert quantize.args[-1] is asked.dtype
-        if isinstance(asked, FixedQParamsObserver):
-            assert getattr(cell, quantize.args[1].target) == asked.scale
-            assert getattr(cell, quantize.args[2].target) == asked.zero_point
-        else:
-            assert getattr(cell, quantize.args[1].target) > 0.3 / 7
-
-    @pytest.mark.parametrize("dtype", [torch.int16, torch.uint8])
-    def test_plain_integers_are_quantized_to(self, utilities: Any, dtype: torch.dtype) -> None:
-        """torch leaves such parts in float, and their observers in the converted model."""
-        grid = {"quant_min": 0, "quant_max": 200}
-        observed = utilities.observe(float_lstm(STATIC), linear_output_obs_ctr=fixed(0.01, 100, dtype, **grid))
-        observed(data())
-        converted = utilities.convert(observed)
-        assert not any(isinstance(module, (ObserverBase, FakeQuantizeBase)) for module in converted.modules())
-        (cell,) = directions(converted)
-        assert [n.args[-1] for n, source in quantizes(cell).items() if source.name == "add"] == [dtype]
-
-    def test_every_layer_keeps_its_qparams(self, utilities: Any) -> None:
-        """torch stacks the layers' last states into one quantized tensor with the scale of the first."""
-        lstm = float_lstm(STATIC, num_layers=2)
-        with torch.no_grad():
-            lstm.weight_hh_l1.mul_(8)
-            lstm.weight_ih_l1.mul_(8)
-        observed = utilities.observe(lstm)
-        observed(data())
-        output, (h_n, _) = utilities.convert(observed)(quantized(data()), (torch.zeros(2, BATCH, HIDDEN),) * 2)
-        assert torch.equal(h_n[1].dequantize(), output[-1].dequantize())
-
-    def test_both_directions_are_converted(self, utilities: Any) -> None:
-        """torch gives the backward direction random weights, and no qparams."""
-        lstm = float_lstm(STATIC, bidirectional=True)
-        observed = utilities.observe(lstm)
-        observed(data())
-        forward, backward = directions(utilities.convert(observed))
-        assert isinstance(backward, GraphModule)
-        for cell, suffix in ((forward, ""), (backward, "_reverse")):
-            for side in ("ih", "hh"):
-                linear = cell.igates if side == "ih" else cell.hgates
-                torch.testing.assert_close(linear.weight, getattr(lstm, f"weight_{side}_l0{suffix}"))
-                torch.testing.assert_close(linear.bias, getattr(lstm, f"bias_{side}_l0{suffix}"))
-        assert len(quantizes(forward)) == len(quantizes(backward)) == 12
-
-    def test_parameters_are_not_shared(self, utilities: Any) -> None:
-        """torch's observed LSTM has the float LSTM's parameters, so that training one changes the other."""
-        lstm = float_lstm(STATIC)
-        observed, x = utilities.observe(lstm), data()
-        before = observed(x)[0]
-        with torch.no_grad():
-            for parameter in lstm.parameters():
-                parameter.zero_()
-        assert torch.equal(observed(x)[0], before)
-
-    def test_training_quantizes_the_weights(self, utilities: Any) -> None:
-        """torch trains with float weights, and quantizes them at convert."""
-        observed = utilities.observe(float_lstm(get_default_qat_qconfig("qnnpack")).train())
-        fake_quantized: list[torch.Size] = []
-        for module in observed.modules():
-            if isinstance(module, FakeQuantizeBase):
-                module.register_forward_pre_hook(lambda module, args: fake_quantized.append(args[0].shape))
-        observed(data())
-        assert (4 * HIDDEN, INPUT) in fake_quantized
-        assert (4 * HIDDEN, HIDDEN) in fake_quantized
-
-    def test_no_warning_reaches_the_user(self, utilities: Any) -> None:
-        """torch warns of its own deprecations and of qconfigs that it made itself, up to 155 times a layer."""
-        x = quantized(data())
-        torch.set_warn_always(True)
-        try:
-            with warnings.catch_warnings(record=True) as caught:
-                warnings.simplefilter("always")
-                observed = utilities.observe(float_lstm(get_default_qconfig("fbgemm"), num_layers=2, dropout=0.5))
-                observed(data())
-                utilities.convert(observed)(x)
-        finally:
-            torch.set_warn_always(False)
-        assert [str(warning.message) for warning in caught] == []
 
 
 @no_warnings
@@ -592,229 +373,6 @@ class TestBoundary:
             converted(data(), (state, state))
         with pytest.raises(ValueError, match="at least one step"):
             converted(data(0, BATCH, INPUT))
-
-
-def flat(result: tuple[Tensor, tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
-    output, (h_n, c_n) = result
-    return output, h_n, c_n
-
-
-@no_warnings
-class TestTraining:
-    QCONFIG = QConfig(
-        activation=FakeQuantize.with_args(
-            observer=MovingAverageMinMaxObserver, dtype=torch.quint8, quant_min=0, quant_max=255
-        ),
-        weight=default_weight_observer,
-    )
-
-    @pytest.mark.parametrize("qconfig", [QCONFIG, get_default_qat_qconfig("qnnpack")], ids=["observed weights", "default"])
-    def test_gradients_reach_every_parameter(self, qconfig: QConfig) -> None:
-        lstm = float_lstm(qconfig, num_layers=2, bidirectional=True).train()
-        observed = observe(lstm)
-        assert observed.training
-        for linear in (linear for cell in directions(observed) for linear in (cell.igates, cell.hgates)):
-            assert isinstance(linear.weight_post_process, FakeQuantizeBase)
-        optimizer = torch.optim.SGD(observed.parameters(), lr=0.5)
-        x = data()
-        losses = []
-        for _ in range(4):
-            optimizer.zero_grad()
-            loss = (observed(x)[0] - 0.4).square().mean()
-            loss.backward()
-            losses.append(loss.item())
-            assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in observed.parameters())
-            optimizer.step()
-        assert losses[-1] < losses[0]
-        assert all(parameter.grad is None for parameter in lstm.parameters())
-
-    def test_what_was_trained_is_what_is_converted(self) -> None:
-        """With the presets' grids the forward pass in training and the converted cell agree but for ties."""
-        config = LSTMQConfig.all_int8(qat=True)
-        lstm = float_lstm(FLOAT).train()
-        observed = observe(lstm, **{f"{part}_obs_ctr": constructor or FLOAT32 for part, constructor in config.parts()})
-        x = data()
-        for _ in range(3):
-            observed(x)
-        observed.apply(torch.ao.quantization.disable_observer)
-        with torch.no_grad():
-            expected = observed(x)[0]
-            (cell,) = directions(observed)
-            linear = cell.igates
-            converted = ours._get_reference_quantized_lstm_module(observed)
-            with without_deprecation():
-                torch.testing.assert_close(
-                    directions(converted)[0].igates.get_weight(), linear.weight_post_process(linear.weight)
-                )
-            step = float(cell.activation_post_process_ogate_cy.calculate_qparams()[0])
-            torch.testing.assert_close(converted(x)[0], expected, rtol=0, atol=2.01 * step)
-
-    def test_weights_on_a_fixed_grid_in_training(self) -> None:
-        grid = FixedQParamsObserver.with_args(scale=2**-7, zero_point=0, dtype=torch.qint8, quant_min=-128, quant_max=127)
-        observed = observe(float_lstm().train(), weight_hh_obs_ctr=FixedQParamsFakeQuantize.with_args(observer=grid))
-        observed(data())
-        (cell,) = directions(ours._get_reference_quantized_lstm_module(observed))
-        assert cell.hgates.weight_scale == 2**-7
-        assert type(cell.igates) is nn.Linear
-
-    def test_weights_are_kept_within_narrow_limits(self) -> None:
-        """A moving average lags behind a weight that grew: what is beyond the grid is cut, as it was in training."""
-        grid = {"dtype": torch.qint8, "quant_min": -127, "quant_max": 127, "qscheme": torch.per_channel_symmetric}
-        constructor = FakeQuantize.with_args(observer=MovingAveragePerChannelMinMaxObserver, **grid)
-        observed = observe(float_lstm().train(), weight_ih_obs_ctr=constructor)
-        observed(data())
-        (cell,) = directions(observed)
-        cell.igates.weight_post_process.disable_observer()
-        with torch.no_grad():
-            cell.igates.weight.mul_(3)
-            expected = cell.igates.weight_post_process(cell.igates.weight)
-        (cell,) = directions(ours._get_reference_quantized_lstm_module(observed))
-        with without_deprecation():
-            assert torch.equal(cell.igates.get_weight(), expected)
-            assert cell.igates.get_quantized_weight().int_repr().min() == -127
-
-
-@no_warnings
-class TestBackendConfig:
-    @pytest.mark.parametrize(
-        ("arguments", "part"),
-        [
-            ({"sigmoid_obs_ctr": fixed(2**-15, 0, torch.qint32)}, "input_gate"),
-            ({"cell_gate_obs_ctr": fixed(2**-15, 0, torch.qint32)}, "cell_gate"),
-            ({"linear_output_obs_ctr": fixed(0.01, 0, torch.int16, quant_min=-2048, quant_max=2047)}, "gates"),
-            ({"tanh_cy_obs_ctr": fixed(2**-15, 0, torch.qint32)}, "tanh_cy"),
-            ({"tanh_cy_input_obs_ctr": fixed(2**-9, 0, torch.qint32)}, "tanh_cy_input"),
-            ({"hgates_obs_ctr": fixed(2**-9, 0, torch.qint32)}, "hgates"),
-            ({"weight_hh_obs_ctr": fixed(2**-7, 0, torch.int8, quant_min=-128, quant_max=127)}, "weight_hh"),
-        ],
-        ids=lambda value: value if isinstance(value, str) else "",
-    )
-    def test_what_it_does_not_allow_is_an_error_that_names_the_part(self, arguments: dict[str, Any], part: str) -> None:
-        with pytest.raises(ValueError, match=f"forward direction, part {part}: backend_config 'qnnpack' allows .* got torch"):
-            observe(float_lstm(STATIC), backend_config=get_qnnpack_backend_config(), **arguments)
-        observed = observe(float_lstm(STATIC), **arguments)
-        observed(data())
-        with pytest.raises(ValueError, match=f"forward direction, part {part}: backend_config"):
-            ours._get_reference_quantized_lstm_module(observed, get_qnnpack_backend_config())
-
-    def test_what_it_allows_and_what_stays_float_passes(self) -> None:
-        observed = observe(float_lstm(STATIC), backend_config=get_qnnpack_backend_config(), cell_state_obs_ctr=FLOAT32)
-        observed(data())
-        (cell,) = directions(ours._get_reference_quantized_lstm_module(observed, get_qnnpack_backend_config()))
-        assert not {"mul", "mul_1", "add_1"} & {source.name for source in quantizes(cell).values()}
-
-
-class Broken(FixedQParamsObserver):
-    """An observer whose qparams can be anything."""
-
-    def __init__(self, scale: float = 1.0, zero_point: int = 0, **arguments: Any) -> None:
-        super().__init__(scale, zero_point, **arguments)
-
-
-@no_warnings
-class TestErrors:
-    @pytest.mark.parametrize("scale", [0.0, -0.5, float("nan"), float("inf"), 1e-39, 3e38])
-    def test_an_impossible_scale(self, scale: float) -> None:
-        lstm = float_lstm(num_layers=2, bidirectional=True)
-        constructor = Broken.with_args(scale=scale, dtype=torch.uint8)
-        with pytest.raises(ValueError, match="LSTM layer 0, forward direction, part forget_gate: its scale must be"):
-            convert(lstm, data(), forget_gate_obs_ctr=constructor)
-
-    @pytest.mark.parametrize("zero_point", [-1, 256])
-    def test_a_zero_point_out_of_range(self, zero_point: int) -> None:
-        constructor = Broken.with_args(zero_point=zero_point, dtype=torch.uint8)
-        with pytest.raises(ValueError, match=r"part igates: its zero_point must lie in .*\[0, 255\], got"):
-            convert(float_lstm(), data(), igates_obs_ctr=constructor)
-
-    @pytest.mark.parametrize(
-        ("constructor", "message"),
-        [
-            (fixed(1.0, 0, torch.int8), r"torch.int8's \[-128, 127\], got 0 and 255"),
-            (fixed(1.0, 0, torch.uint8, quant_min=5, quant_max=5), "quant_min must be less than quant_max"),
-            (fixed(1.0, 0, torch.int32, quant_min=0, quant_max=1 << 17), "at most 16 bits"),
-            (MinMaxObserver.with_args(dtype=torch.qint32), "at most 16 bits"),
-            (MinMaxObserver.with_args(dtype=torch.int32), "at most 16 bits"),
-            (PlaceholderObserver.with_args(dtype=torch.float16), "has dtype torch.float16, needed one of quint8"),
-            (PlaceholderObserver.with_args(dtype=torch.quint8, is_dynamic=True), "finds no static grid"),
-            (PerChannelMinMaxObserver.with_args(dtype=torch.quint8), "needed a per-tensor scheme"),
-        ],
-    )
-    def test_constructors_that_cannot_be_honoured(self, constructor: Callable[[], nn.Module], message: str) -> None:
-        with pytest.raises(ValueError, match=f"layer 0, forward direction, part tanh_cy: .*{message}"):
-            observe(float_lstm(), tanh_cy_obs_ctr=constructor)
-
-    @pytest.mark.parametrize(
-        ("constructor", "message"),
-        [
-            (MinMaxObserver.with_args(dtype=torch.quint8), "needed one of qint8, int8, float32"),
-            (PerChannelMinMaxObserver.with_args(dtype=torch.qint8, ch_axis=1), "ch_axis=0"),
-        ],
-    )
-    def test_weight_constructors_that_cannot_be_honoured(self, constructor: Callable[[], nn.Module], message: str) -> None:
-        with pytest.raises(ValueError, match=f"part weight_ih: .*{message}"):
-            observe(float_lstm(), weight_ih_obs_ctr=constructor)
-
-    @pytest.mark.parametrize("value", [MinMaxObserver(), 5, "share", int])
-    def test_what_is_no_constructor(self, value: Any) -> None:
-        with pytest.raises(TypeError, match="part hx: "):
-            observe(float_lstm(), hx_obs_ctr=value)
-
-    def test_an_observer_that_never_ran(self) -> None:
-        observer = MinMaxObserver.with_args(dtype=torch.quint8)
-        observed = observe(float_lstm(num_layers=2, bidirectional=True), output_gate_obs_ctr=observer)
-        with pytest.raises(ValueError, match="layer 0, forward direction, part output_gate: its observer never ran"):
-            ours._get_reference_quantized_lstm_module(observed)
-        observed(data())
-        observed.layers[1].layer_bw.cell.activation_post_process_output_gate.reset_min_max_vals()
-        with pytest.raises(ValueError, match="layer 1, backward direction, part output_gate: its observer never ran"):
-            ours._get_reference_quantized_lstm_module(observed)
-
-    def test_a_fake_quantize_that_never_ran(self) -> None:
-        observed = observe(float_lstm(get_default_qat_qconfig("qnnpack")).train())
-        with pytest.raises(ValueError, match="layer 0, forward direction, part igates: its observer never ran"):
-            ours._get_reference_quantized_lstm_module(observed)
-
-    @pytest.mark.parametrize("observer", [MinMaxObserver, MovingAverageMinMaxObserver])
-    @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-    def test_calibration_with_nan_or_infinities(self, observer: Any, value: float) -> None:
-        x = data()
-        x[2, 1, 0] = value
-        with pytest.raises(ValueError, match="layer 0, forward direction, part x: its observer saw NaN or infinities"):
-            convert(float_lstm(), x, x_obs_ctr=observer.with_args(dtype=torch.quint8))
-
-    def test_weights_with_nan(self) -> None:
-        lstm = float_lstm(QConfig(activation=FLOAT32, weight=default_weight_observer), bidirectional=True)
-        with torch.no_grad():
-            lstm.weight_hh_l0_reverse[3, 2] = float("nan")
-        with pytest.raises(ValueError, match="layer 0, backward direction, part weight_hh: its observer saw NaN"):
-            convert(lstm, data())
-
-    def test_an_lstm_that_cannot_be_observed(self) -> None:
-        lstm = nn.LSTM(INPUT, HIDDEN)
-        with pytest.raises(ValueError, match="must have a qconfig"):
-            observe(lstm)
-        lstm.qconfig = FLOAT
-        with pytest.raises(ValueError, match=r"weight_ih_l0 must be torch.float32, got torch.float64: call float\(\)"):
-            observe(lstm.double())
-        lstm = nn.LSTM(INPUT, HIDDEN, proj_size=2)
-        lstm.qconfig = FLOAT
-        with pytest.raises(ValueError, match="proj_size=2"):
-            observe(lstm)
-
-    def test_a_cell_that_is_not_observed(self) -> None:
-        with pytest.raises(
-            ValueError, match="layer 0, forward direction: the cell must be one that our utility observed, got LSTMCell"
-        ):
-            ours._get_reference_quantized_lstm_module(torch.ao.nn.quantizable.LSTM(INPUT, HIDDEN))
-
-    def test_a_cell_that_torch_observed(self) -> None:
-        cell = data(BATCH, INPUT), (data(BATCH, HIDDEN), data(BATCH, HIDDEN))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            observed = upstream._get_lstm_with_individually_observed_parts(float_lstm(STATIC), cell)
-        observed(data())
-        with pytest.raises(ValueError, match="activation_post_process_0 is not the observer of a part"):
-            ours._get_reference_quantized_lstm_module(observed)
 
 
 @no_warnings
