@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.ao.quantization import (
@@ -20,6 +21,8 @@ from torch.fx import GraphModule, Node
 
 from torch_lstm_quant import lstm_utils as ours
 from torch_lstm_quant.cell_graph import PARTS, WEIGHTS
+
+no_warnings = pytest.mark.filterwarnings("error")
 
 INPUT, HIDDEN, STEPS, BATCH = 5, 6, 7, 3
 FLOAT32 = PlaceholderObserver.with_args(dtype=torch.float32)

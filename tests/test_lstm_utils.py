@@ -249,7 +249,7 @@ class TestGrids:
         assert c.min() > 255
 
     @pytest.mark.parametrize("name", ["int8", "int8_gates16", "fixed16", "all_int8"])
-    @pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True}, {"bias": False}], ids=str)
+    @pytest.mark.parametrize("options", [{"num_layers": 2, "bidirectional": True}, {"bias": False}], ids=str)
     def test_presets_compute_what_the_integer_reference_computes(self, name: str, options: dict[str, Any]) -> None:
         """From equal states in each step. Where the two differ it is by the rounding of the graph's float32 matmul."""
         config = getattr(LSTMQConfig, name)()
@@ -259,29 +259,31 @@ class TestGrids:
         with torch.no_grad():
             for parameter in lstm.parameters():
                 parameter.mul_(2)
-        x = data(10, 32, 24)
-        observed = observe(lstm, **constructors)
-        with torch.no_grad():
-            observed(x)
+            observed = observe(lstm, **constructors)
+            observed(data(10, 32, 24))
             converted = ours._get_reference_quantized_lstm_module(observed)
-            cells = [
-                [
-                    cell_of(single.cell, converted.layers[i].get_submodule(f"{direction}.cell"))
-                    for direction, single in layer.named_children()
-                ]
-                for i, layer in enumerate(observed.layers)
-            ]
-            h = c = torch.zeros(len(directions(converted)), 32, 32)
-            unequal = values = 0
-            grid_steps = torch.tensor([cell.qparams.ogate_cy.scale for layer in cells for cell in layer])[:, None, None]
-            for step in x.split(1):
-                _, (h_n, c_n) = converted(step, (h, c))
-                _, h, c = reference.lstm(cells, step, h, c)
-                assert ((h_n - h).abs() <= 1.0001 * grid_steps).all()
-                unequal += int((h_n != h).sum())
-                values += h.numel()
-                torch.testing.assert_close(c_n, c, rtol=0, atol=0.02)
-        assert unequal <= values / 1000
+            for pair in zip(directions(observed), directions(converted), strict=True):
+                compare_with_integer_reference(cell_of(*pair), pair[1])
+
+
+def compare_with_integer_reference(cell: Cell, graph: GraphModule) -> None:
+    steps, batch = 20, 32
+    grids = cell.qparams
+    h_step = grids.ogate_cy.scale
+    # a gates' sum that is one step off moves the cell state by at most that much, which is then rounded twice
+    c_grid = grids.fgate_cx_igate_cgate
+    c_error = grids.gates[0].scale + (2 * c_grid.scale if c_grid else 0.0)
+    h = c = torch.zeros(1, batch, cell.hidden_size)
+    unequal_h = unequal_c = 0
+    for x in data(steps, batch, cell.input_size):
+        h_graph, c_graph = graph(x, (h[0], c[0]))
+        _, h, c = reference.lstm([[cell]], x[None], h, c)
+        assert ((h_graph - h[0]).abs() <= 1.0001 * h_step).all()
+        assert ((c_graph - c[0]).abs() <= 1.0001 * c_error).all()
+        unequal_h += int((h_graph != h[0]).sum())
+        unequal_c += int(((c_graph - c[0]).abs() > 1e-5 * c[0].abs() + 1e-7).sum())
+    assert unequal_h <= steps * h.numel() / 1000
+    assert unequal_c <= steps * c.numel() / 250
 
 
 def cell_of(observed: GraphModule, converted: GraphModule) -> Cell:

@@ -66,6 +66,10 @@ class TestTraining:
         assert losses[-1] < losses[0]
         assert all(parameter.grad is None for parameter in lstm.parameters())
 
+    def test_weights_that_the_qconfig_keeps_float_stay_float(self) -> None:
+        (cell,) = directions(observe(float_lstm().train(), sigmoid_obs_ctr=self.QCONFIG.activation))
+        assert {type(cell.igates), type(cell.hgates)} == {nn.Linear}
+
     def test_what_was_trained_is_what_is_converted(self) -> None:
         """With the presets' grids the forward pass in training and the converted cell agree but for ties."""
         config = LSTMQConfig.all_int8(qat=True)
