@@ -65,7 +65,7 @@ def test_public_names_are_documented(name: str) -> None:
 def test_the_examples_of_the_readme_run() -> None:
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
     assert len(blocks) >= 3
-    done = run("-c", "\n".join(blocks))
+    done = run("-c", "\n".join(blocks), OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stderr
 
 
