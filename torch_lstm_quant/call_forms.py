@@ -29,7 +29,11 @@ class Shape:
         return Shape(lstm.input_size, lstm.hidden_size, lstm.num_layers, directions, lstm.batch_first)  # type: ignore[arg-type]
 
     def unpack(
-        self, input: object, hx: object, dtypes: Sequence[torch.dtype] = (torch.float32,)
+        self,
+        input: object,
+        hx: object,
+        dtypes: Sequence[torch.dtype] = (torch.float32,),
+        c_dtypes: Sequence[torch.dtype] | None = None,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """``x`` ``[T, B, input_size]`` and the states ``[num_layers * num_directions, B, hidden_size]`` of a call.
 
@@ -37,6 +41,7 @@ class Shape:
             input: ``[T, B, input_size]``, ``[B, T, input_size]`` with ``batch_first``, or unbatched ``[T, input_size]``.
             hx: None or ``(h_0, c_0)``, each ``[num_layers * num_directions, B, hidden_size]``, without ``B`` if unbatched.
             dtypes: what ``input`` and the states may be.
+            c_dtypes: what ``c_0`` may be, if that differs.
 
         Raises:
             TypeError: a value that is no tensor, a dtype, layout or device that is not supported.
@@ -56,8 +61,8 @@ class Shape:
         if not isinstance(hx, (tuple, list)) or len(hx) != 2:
             got = f"{len(hx)} values" if isinstance(hx, (tuple, list)) else type(hx).__name__
             raise TypeError(f"hx must be None or a tuple (h_0, c_0), got {got}")
-        h0, c0 = (self._state(name, state, input, x.shape[1], dtypes) for name, state in zip(("h_0", "c_0"), hx, strict=True))
-        return x, h0, c0
+        h0 = self._state("h_0", hx[0], input, x.shape[1], dtypes)
+        return x, h0, self._state("c_0", hx[1], input, x.shape[1], c_dtypes or dtypes)
 
     def _state(self, name: str, state: object, input: Tensor, batch: int, dtypes: Sequence[torch.dtype]) -> Tensor:
         _check_tensor(name, state, dtypes)

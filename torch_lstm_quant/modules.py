@@ -61,14 +61,12 @@ class LSTM(nn.Module):
 
         Raises:
             TypeError, ValueError: a call that ``nn.LSTM`` would refuse too, or tensors that are not float32 on the CPU.
-            RuntimeError: in training mode with an input that requires a gradient.
+            RuntimeError: in training mode with an input or state that requires a gradient. (In eval mode none is returned.)
         """
-        if self.training and torch.is_grad_enabled() and getattr(input, "requires_grad", False):
-            raise RuntimeError(
-                "a fused LSTM is for inference only, got an input that requires a gradient in training mode: "
-                "train before converting (prepare(..., LSTMQConfig.int8(qat=True))), or call eval() or torch.no_grad()"
-            )
         x, h0, c0 = self._shape.unpack(input, hx)
+        if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, h0, c0)):
+            self._check_inference()
+            x, h0, c0 = x.detach(), *(None if state is None else state.detach() for state in (h0, c0))
         output, h_n, c_n = ops.lstm(x, h0, c0, self._packed, self._shape)
         return self._shape.repack(input.dim(), output, h_n, c_n)
 
@@ -77,7 +75,8 @@ class LSTM(nn.Module):
 
         Args:
             input: integers on the grid of layer 0's part ``x``, shaped as for ``forward``.
-            hx: None (the integers that stand for zero) or integers on the grids of ``hx`` and ``cx`` of each cell.
+            hx: None (the integers that stand for zero) or integers on the grids of ``hx`` and ``cx`` of each cell; ``c_0`` is
+                float32 if a cell has no grid for ``cx``.
 
         Returns:
             ``output, (h_n, c_n)`` on the grids of ``ogate_cy`` and ``fgate_cx_igate_cgate`` (float32 where the cell state
@@ -92,7 +91,8 @@ class LSTM(nn.Module):
             raise ValueError(f"integer input needs one grid for part x of layer 0, got {[str(cell.x) for cell in first]}")
         if any(cell.ogate_cy is None for cell in cells):
             raise ValueError("integer output needs a grid for part ogate_cy of every cell, got float32")
-        x, h0, c0 = self._shape.unpack(input, hx, INTEGERS)
+        c_dtypes = INTEGERS if all(cell.cx for cell in cells) else (torch.float32,)
+        x, h0, c0 = self._shape.unpack(input, hx, INTEGERS, c_dtypes)
         h_dtype = _common_dtype([cell.ogate_cy for cell in cells])
         c_dtype = _common_dtype([cell.fgate_cx_igate_cgate for cell in cells])
         output, h_n, c_n = ops.lstm(x, h0, c0, self._packed, self._shape, h_dtype, c_dtype)
@@ -116,6 +116,13 @@ class LSTM(nn.Module):
         words += [f"{part}={_width(getattr(qparams, part))}" for part in parts]
         words += [f"gates={_width(qparams.gates[0])}", f"weights={'int8' if qparams.weight_hh else 'float32'}"]
         return ", ".join([*words, f"kernel={ops.isa_active()}"])
+
+    def _check_inference(self) -> None:
+        if self.training:
+            raise RuntimeError(
+                "a fused LSTM is for inference only, got a tensor that requires a gradient in training mode: "
+                "train before converting (prepare(..., LSTMQConfig.int8(qat=True))), or call eval() or torch.no_grad()"
+            )
 
     def _suffixes(self) -> list[str]:
         """``l0``, ``l0_reverse``, ``l1``, ...: as ``nn.LSTM`` names its parameters."""
