@@ -35,9 +35,15 @@ Workspace Workspace::take(Arena& arena, const Sizes& sizes, const Plan& plan) {
   return workspace;
 }
 
-size_t CellRun::units() const {
-  const size_t end = std::min<size_t>(static_cast<size_t>(last_block) * kUnits, bound.cell.hidden_size);
+size_t CellRun::Share::units(const Cell& cell) const {
+  const size_t end = std::min<size_t>(static_cast<size_t>(last_block) * kUnits, cell.hidden_size);
   return end - std::min(end, first_unit());
+}
+
+CellRun::Share CellRun::share() const {
+  const int32_t blocks = bound.cell.blocks;
+  if (!crew.broken_up()) return {blocks * member / members, blocks * (member + 1) / members, members};
+  return member == 0 ? Share{0, blocks, 1} : Share{0, 0, 0};
 }
 
 size_t CellRun::operand_stride() const {
@@ -50,27 +56,28 @@ char* CellRun::output_row(int64_t step, size_t row) const {
 }
 
 void CellRun::load_states(const void* hx, DType hx_dtype, const void* cx, DType cx_dtype) const {
+  const Share mine = share();
+  if (mine.members == 0) return;
   const Cell& cell = bound.cell;
-  const size_t hidden_size = cell.hidden_size, first = first_unit(), item = operand_item_bytes(cell.hidden.sums);
-  std::memset(workspace.output, 0, hidden_size * sizeof(float));
-  for (size_t row = 0; row < rows; ++row) {
-    // zero operands and states for padded units, so that nothing uninitialized is ever read
-    char* h = state.h[0] + row * state.h_stride + first * item;
-    float* c = state.c + row * state.c_stride + first;
-    const size_t padded = static_cast<size_t>(last_block - first_block) * kUnits;
+  const size_t units = mine.units(cell), padded = static_cast<size_t>(mine.blocks()) * kUnits;
+  const size_t item = operand_item_bytes(cell.hidden.sums);
+  float* zeros = workspace.output;
+  std::memset(zeros, 0, units * sizeof(float));
+  const auto values = [&](const void* data, DType dtype, size_t row) -> const void* {
+    if (data == nullptr) return zeros;
+    return static_cast<const char*>(data) + (row * cell.hidden_size + mine.first_unit()) * item_bytes(dtype);
+  };
+  for (size_t row = 0; row < rows && units > 0; ++row) {
+    char* h = state.h[0] + row * state.h_stride + mine.first_unit() * item;
+    float* c = state.c + row * state.c_stride + mine.first_unit();
+    // what pads the last block must be initialized too
     std::memset(h, 0, padded * item);
     std::memset(c, 0, padded * sizeof(float));
-    const auto values = [&](const void* data, DType dtype) -> const void* {
-      if (data == nullptr) return workspace.output;
-      return static_cast<const char*>(data) + (row * hidden_size + first) * item_bytes(dtype);
-    };
-    if (units() == 0) continue;
-    to_operand(kernels, cell.hidden.sums, cell.hx, values(hx, hx_dtype), hx == nullptr ? DType::kFloat32 : hx_dtype,
-               units(), h);
-    to_floats(bound.cx, values(cx, cx_dtype), cx == nullptr ? DType::kFloat32 : cx_dtype, units(), c);
-    if (!cell.cx.present()) put_on_grid(bound.cx, units(), c);
+    to_operand(kernels, cell.hidden.sums, cell.hx, values(hx, hx_dtype, row), hx_dtype, units, h);
+    to_floats(bound.cx, values(cx, cx_dtype, row), cx_dtype, units, c);
+    if (!cell.cx.present()) put_on_grid(bound.cx, units, c);
   }
-  barrier.wait(threads);
+  crew.meet(mine.members);
 }
 
 void CellRun::load_operands(int64_t step, int64_t count) const {
@@ -84,28 +91,27 @@ void CellRun::load_operands(int64_t step, int64_t count) const {
   }
 }
 
-void CellRun::project(int64_t count, int32_t first, int32_t last) const {
-  const size_t stride = static_cast<size_t>(last - first) * kBlock;
+void CellRun::project(int64_t count, int32_t first_block, int32_t last_block) const {
+  const size_t stride = static_cast<size_t>(last_block - first_block) * kBlock;
   kernels.project({&bound.cell.input, count * rows, workspace.operand, operand_stride(), workspace.igates, stride,
-                   first, last, workspace.scratch});
+                   first_block, last_block, workspace.scratch});
 }
 
 void CellRun::run() const {
-  const Plan& p = plan;
-  const int32_t group = std::min(p.group_blocks, last_block - first_block);
-  const bool grouped = group < last_block - first_block;
-  for (int64_t start = 0; start < steps; start += p.chunk_steps) {
-    const int64_t count = std::min(p.chunk_steps, steps - start);
+  for (int64_t start = 0; start < steps; start += plan.chunk_steps) {
+    const Share mine = share();
+    if (mine.members == 0) return;
+    const int64_t count = std::min(plan.chunk_steps, steps - start);
     load_operands(start, count);
-    if (!grouped) project(count, first_block, last_block);
+    if (mine.blocks() <= plan.group_blocks) project(count, mine.first_block, mine.last_block);
     for (int64_t s = 0; s < count; ++s) {
-      step(start + s, s);
-      barrier.wait(threads);
+      step(start + s, s, mine);
+      crew.meet(mine.members);
     }
   }
 }
 
-void CellRun::step(int64_t step, int64_t in_chunk) const {
+void CellRun::step(int64_t step, int64_t in_chunk, const Share& mine) const {
   const Cell& cell = bound.cell;
   const bool odd = ((first_step + step) & 1) != 0;
   const bool to_integers = output.dtype != DType::kFloat32;
@@ -121,37 +127,42 @@ void CellRun::step(int64_t step, int64_t in_chunk) const {
   args.output_stride = to_integers ? cell.hidden_size : output.row_bytes / sizeof(float);
   args.descending = plan.zigzag && odd;
   args.scratch = workspace.scratch;
-  const int32_t blocks = last_block - first_block;
-  const int32_t group = std::min(plan.group_blocks, blocks);
-  for (int32_t begin = 0; begin < blocks; begin += group) {
-    const int32_t length = std::min(group, blocks - begin);
-    args.first_block = args.descending ? last_block - begin - length : first_block + begin;
+  // a single group was projected ahead of the chunk, several are as they come
+  const int32_t group = std::min(plan.group_blocks, mine.blocks());
+  for (int32_t begin = 0; begin < mine.blocks(); begin += group) {
+    const int32_t length = std::min(group, mine.blocks() - begin);
+    args.first_block = args.descending ? mine.last_block - begin - length : mine.first_block + begin;
     args.last_block = args.first_block + length;
-    if (group < blocks) project(1, args.first_block, args.last_block);
+    if (group < mine.blocks()) project(1, args.first_block, args.last_block);
     args.igates_stride = static_cast<size_t>(length) * kBlock;
     args.igates = workspace.igates + in_chunk * rows * args.igates_stride;
     kernels.step(args);
   }
-  if (!to_integers || units() == 0) return;
+  if (to_integers) store_integers(step, mine);
+}
+
+void CellRun::store_integers(int64_t step, const Share& mine) const {
+  const Cell& cell = bound.cell;
   for (size_t row = 0; row < rows; ++row) {
-    from_floats(cell.ogate_cy, workspace.output + row * cell.hidden_size + first_unit(), units(), output.dtype,
-                output_row(step, row) + first_unit() * item_bytes(output.dtype));
+    from_floats(cell.ogate_cy, workspace.output + row * cell.hidden_size + mine.first_unit(), mine.units(cell),
+                output.dtype, output_row(step, row) + mine.first_unit() * item_bytes(output.dtype));
   }
 }
 
 void CellRun::store_states(void* h_n, DType h_dtype, void* c_n, DType c_dtype) const {
+  const Share mine = share();
   const Cell& cell = bound.cell;
-  if (units() == 0) return;
-  for (size_t row = 0; row < rows; ++row) {
-    const size_t at = row * cell.hidden_size + first_unit();
-    const char* h = output_row(steps - 1, row) + first_unit() * item_bytes(output.dtype);
+  const size_t units = mine.units(cell), first = mine.first_unit();
+  for (size_t row = 0; row < rows && units > 0; ++row) {
+    const size_t at = row * cell.hidden_size + first;
+    const char* h = output_row(steps - 1, row) + first * item_bytes(output.dtype);
     char* to = static_cast<char*>(h_n) + at * item_bytes(h_dtype);
     if (output.dtype == h_dtype) {
-      std::memcpy(to, h, units() * item_bytes(h_dtype));
+      std::memcpy(to, h, units * item_bytes(h_dtype));
     } else {
-      from_floats(cell.ogate_cy, reinterpret_cast<const float*>(h), units(), h_dtype, to);
+      from_floats(cell.ogate_cy, reinterpret_cast<const float*>(h), units, h_dtype, to);
     }
-    from_floats(cell.cell, state.c + row * state.c_stride + first_unit(), units(), c_dtype,
+    from_floats(cell.cell, state.c + row * state.c_stride + first, units, c_dtype,
                 static_cast<char*>(c_n) + at * item_bytes(c_dtype));
   }
 }

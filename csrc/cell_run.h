@@ -1,4 +1,5 @@
-// One thread's part of one cell's steps: some rows, some blocks of units.
+// One thread's part of the steps of one cell, which it shares with the other members of a crew: all the rows of a tile,
+// some blocks of units.
 #pragma once
 
 #include <cstdint>
@@ -67,10 +68,9 @@ struct CellRun {
   Sink output;
   CellState state;
   Workspace workspace;
-  int32_t first_block;
-  int32_t last_block;
-  Barrier& barrier;  // of the threads that work on this cell
-  int threads;
+  Crew& crew;
+  int member;
+  int members;
 
   // The first h and c; null: zeros. Rows are contiguous.
   void load_states(const void* hx, DType hx_dtype, const void* cx, DType cx_dtype) const;
@@ -79,14 +79,28 @@ struct CellRun {
   void store_states(void* h_n, DType h_dtype, void* c_n, DType c_dtype) const;
 
  private:
-  size_t first_unit() const { return static_cast<size_t>(first_block) * kUnits; }
-  size_t units() const;
+  // The blocks of units that a member works on, and how many it meets after a step. No members: the crew has broken up
+  // and goes on without this one.
+  struct Share {
+    int32_t first_block;
+    int32_t last_block;
+    int members;
+
+    int32_t blocks() const { return last_block - first_block; }
+    size_t first_unit() const { return static_cast<size_t>(first_block) * kUnits; }
+    // Without those that only pad the last block.
+    size_t units(const Cell& cell) const;
+  };
+
+  // Asked for at the start of a chunk of steps and kept for all of it.
+  Share share() const;
   size_t operand_stride() const;
   int64_t position(int64_t step) const { return backward ? steps - 1 - step : step; }
   char* output_row(int64_t step, size_t row) const;
   void load_operands(int64_t step, int64_t count) const;
-  void project(int64_t count, int32_t first, int32_t last) const;
-  void step(int64_t step, int64_t in_chunk) const;
+  void project(int64_t count, int32_t first_block, int32_t last_block) const;
+  void step(int64_t step, int64_t in_chunk, const Share& share) const;
+  void store_integers(int64_t step, const Share& share) const;
 };
 
 }  // namespace lstm_quant

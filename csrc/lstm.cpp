@@ -65,8 +65,8 @@ class Stack {
   struct Tile {
     std::vector<CellState> states;
     float* between[2] = {};  // a layer's output for the next
-    Barrier all;
-    Barrier directions[2];
+    Crew all;
+    Crew directions[2];
   };
 
   void check_dtypes() const;
@@ -139,7 +139,6 @@ CellRun Stack::make_run(Tile& tile, const Workspace& workspace, int64_t first_ro
   const bool alternate = sizes_.num_directions == 2 && members > 1;
   const int index = alternate ? member / 2 : member;
   const int count = alternate ? static_cast<int>((members + 1 - direction) / 2) : members;
-  const int64_t blocks = cells_[cell].cell.blocks;
   return {cells_[cell],
           kernels_,
           plan_,
@@ -151,9 +150,8 @@ CellRun Stack::make_run(Tile& tile, const Workspace& workspace, int64_t first_ro
           output,
           tile.states[cell],
           workspace,
-          static_cast<int32_t>(blocks * index / count),
-          static_cast<int32_t>(blocks * (index + 1) / count),
           tile.directions[direction],
+          index,
           count};
 }
 
@@ -181,8 +179,8 @@ void Stack::run_tile(Tile& tile, const Workspace& workspace, int64_t first_row, 
   for (int64_t first_step = 0; first_step < call_.steps; first_step += plan_.layer_steps) {
     for (int64_t layer = 0; layer < sizes_.num_layers; ++layer) {
       run_layer(tile, workspace, first_row, layer, first_step, member, members);
-      // the steps of one direction meet at their own barrier; the next layer reads both directions
-      if (sizes_.num_directions == 2) tile.all.wait(members);
+      // the steps of one direction meet by themselves; the next layer reads both directions
+      if (sizes_.num_directions == 2) tile.all.meet(members);
     }
   }
 }

@@ -23,7 +23,8 @@ struct Call {
   int64_t steps;
   int64_t rows;
   Sequence x;  // [steps, rows, input_size]; integers are those of layer 0's grids of part x
-  // [cells, rows, hidden_size], contiguous; null: zeros; integers are those of each cell's grids of parts hx and cx
+  // [cells, rows, hidden_size], contiguous; null: zeros (and float32); integers are those of each cell's grids of parts
+  // hx and cx
   const void* hx;
   DType hx_dtype;
   const void* cx;

@@ -9,20 +9,26 @@
 
 namespace lstm_quant {
 
-// A barrier. It spins for a while, since the others are normally a fraction of a microsecond away, and then sleeps: on
-// a busy machine spinning would keep off the CPU the very thread that is waited for.
-class Barrier {
+// Threads that take the same steps, each some of the units. They meet after every step: by spinning for a while, since
+// the others are normally a fraction of a microsecond away, then by sleeping: on a busy machine spinning would keep off
+// the CPU the very thread that is waited for. Where they have to sleep again and again, waiting costs more than the
+// others' help is worth, and the crew breaks up: the first member goes on alone.
+class Crew {
  public:
-  // Returns when `threads` threads wait; all give the same number.
-  void wait(int threads);
+  // Returns when `members` threads wait; all give the same number.
+  void meet(int members);
+  // Whether it has broken up. The same for all members until they meet again.
+  bool broken_up() const { return broken_up_; }
 
  private:
-  bool passed(uint32_t generation) const { return generation_.load() != generation; }
-  void sleep(uint32_t generation);
+  bool passed(uint32_t meeting) const { return meetings_.load() != meeting; }
+  void sleep(uint32_t meeting);
 
   std::atomic<int> arrived_{0};
-  std::atomic<uint32_t> generation_{0};
+  std::atomic<uint32_t> meetings_{0};
   std::atomic<int> sleepers_{0};
+  std::atomic<uint32_t> sleeps_{0};
+  bool broken_up_ = false;  // written by the last to arrive, before it lets the others go
   std::mutex mutex_;
   std::condition_variable wake_;
 };

@@ -136,6 +136,53 @@ TEST(every_plan_gives_the_same_bits) {
   }
 }
 
+// Set on threads whose steps take long.
+thread_local bool is_slow = false;
+
+void slow_step(const StepArgs& args) {
+  if (is_slow) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  kScalarKernels.step(args);
+}
+
+// As ThreadedParallel with two threads, the second of which is slow.
+class UnevenParallel final : public Parallel {
+ public:
+  int threads() const override { return 2; }
+  void run(int, const Task& task) override {
+    std::thread other([&] {
+      is_slow = true;
+      task(1, 2);
+    });
+    task(0, 1);
+    other.join();
+  }
+};
+
+TEST(a_crew_that_breaks_up_on_the_way_changes_nothing) {
+  const Kernels kernels{"slow", kScalarKernels.quantize, kScalarKernels.project, slow_step, nullptr};
+  for (uint32_t seed = 0; seed < 4; ++seed) {
+    Dice dice(seed);
+    const Sizes sizes{7, 40, dice.integer(1, 2), 1 + seed % 2};
+    const RandomStack stack(dice, sizes, Style::kInt8Preset);
+    const AlignedBytes bytes = stack.pack();
+    const Blob blob(bytes.data(), bytes.size());
+    FloatCall expected(dice, sizes, 40, 2, true);
+    FloatCall got = expected;
+    SerialParallel serial;
+    run_lstm(blob, scalar(), serial, expected.call());
+    UnevenParallel uneven;
+    Plan plan = make_plan(sizes, 40, 2, 2);
+    plan.slots = 2;
+    plan.by_rows = false;
+    plan.tile_rows = 2;
+    plan.chunk_steps = 4;
+    plan.group_blocks = 3;
+    plan.patience = std::chrono::seconds(10);
+    run_lstm(blob, check_evaluators(kernels), uneven, got.call(), plan);
+    check_same(expected, got, "seed " + std::to_string(seed));
+  }
+}
+
 TEST(rows_do_not_depend_on_each_other) {
   Dice dice(1);
   const RandomStack stack(dice, {20, 40, 2, 2}, Style::kInt8Preset);

@@ -89,24 +89,42 @@ TEST(a_team_goes_on_without_those_that_are_late) {
   CHECK(team.join(1) == Team::kTooLate);
 }
 
-TEST(a_barrier_holds_until_the_last_has_come) {
+TEST(a_crew_goes_on_when_the_last_has_come) {
   constexpr int kThreads = 4, kRounds = 2000;
-  Barrier barrier;
-  std::atomic<int> arrivals{0}, early{0};
+  Crew crew;
+  std::atomic<int> arrivals{0}, early{0}, disagreements{0};
+  std::vector<std::atomic<int>> broken(kRounds + 1);
   std::vector<std::thread> threads;
   for (int i = 0; i < kThreads; ++i) {
     threads.emplace_back([&, i] {
       for (int round = 1; round <= kRounds; ++round) {
         // now and then long enough for the others to fall asleep
-        if (round % 500 == i) std::this_thread::sleep_for(std::chrono::milliseconds(2));
+        if (round % 100 == i) std::this_thread::sleep_for(std::chrono::milliseconds(1));
         arrivals.fetch_add(1);
-        barrier.wait(kThreads);
+        crew.meet(kThreads);
         if (arrivals.load() < round * kThreads) early.fetch_add(1);
+        broken[round] += crew.broken_up();
+        crew.meet(kThreads);
+        if (broken[round] % kThreads != 0) disagreements.fetch_add(1);
       }
     });
   }
   for (auto& thread : threads) thread.join();
   CHECK(early == 0) << early.load() << " returns before the last arrival";
+  CHECK(disagreements == 0) << "on whether the crew had broken up";
+}
+
+TEST(a_crew_that_sleeps_at_every_meeting_breaks_up) {
+  Crew crew;
+  std::thread late([&] {
+    for (int i = 0; i < 20; ++i) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(2));
+      crew.meet(2);
+    }
+  });
+  for (int i = 0; i < 20; ++i) crew.meet(2);
+  late.join();
+  CHECK(crew.broken_up());
 }
 
 }  // namespace
