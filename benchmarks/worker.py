@@ -76,10 +76,12 @@ def _waited_for_cpu() -> float:
     return sum(int(task.read_text().split()[1]) for task in tasks) / 1e9
 
 
-def load(system: str, name: str) -> tuple[Row, float | None]:
+def load(system: str, name: str, threads: int) -> tuple[Row, float | None]:
     """A system on a shape, and the signal-to-noise ratio of its output to float32's, in dB; None: they are equal."""
+    torch.set_num_threads(1)  # calibration consists of small ops: threads would only wait for one another
     case = Case(SHAPES[name])
     lstm = SYSTEMS[system].make(case)
+    torch.set_num_threads(threads)
     x, states = case.x, case.states
 
     def call() -> Any:
@@ -91,14 +93,14 @@ def load(system: str, name: str) -> tuple[Row, float | None]:
     return Row(call), 10 * math.log10(signal / error) if error else None
 
 
-def answers(system: str, commands: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def answers(system: str, threads: int, commands: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     row = None
     for command in commands:
         try:
             if "load" in command:
                 row = None
                 gc.collect()
-                row, sqnr = load(system, command["load"])
+                row, sqnr = load(system, command["load"], threads)
                 yield {"sqnr_db": sqnr}
             elif row:
                 yield row.sample()
@@ -110,9 +112,8 @@ def main() -> None:
     system, threads = sys.argv[1], int(sys.argv[2])
     channel = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what libraries print must not get between the answers
-    torch.set_num_threads(threads)
     gc.disable()
-    for answer in answers(system, map(json.loads, sys.stdin)):
+    for answer in answers(system, threads, map(json.loads, sys.stdin)):
         channel.write(json.dumps(answer) + "\n")
 
 
