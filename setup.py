@@ -8,7 +8,6 @@ from glob import glob
 from setuptools import setup
 
 TORCH_TARGET_VERSION = "0x020a000000000000"  # 2.10: any later torch loads what is built
-PY_LIMITED_API = "0x030a0000"  # 3.10: any later Python does too
 
 
 def check_compiler() -> None:
@@ -22,18 +21,22 @@ def check_compiler() -> None:
         )
 
 
-def extension_arguments() -> dict:
-    from torch.utils.cpp_extension import BuildExtension, CppExtension
+def extension_arguments() -> dict[str, object]:
+    """What setup() needs to build the extension; ends with one sentence where there is no torch to build against."""
+    try:
+        from torch.utils.cpp_extension import BuildExtension, CppExtension
+    except ModuleNotFoundError:
+        sys.exit("torch_lstm_quant is built against torch, which is not installed here: install torch 2.10 or later first")
 
     extension = CppExtension(
         "torch_lstm_quant._C",
         sorted([*glob("csrc/*.cpp"), *glob("csrc/kernels/*.cpp")]),
         include_dirs=[os.path.abspath("csrc")],
         depends=sorted([*glob("csrc/*.h"), *glob("csrc/kernels/*.h")]),
-        define_macros=[("TORCH_TARGET_VERSION", TORCH_TARGET_VERSION), ("Py_LIMITED_API", PY_LIMITED_API)],
+        define_macros=[("TORCH_TARGET_VERSION", TORCH_TARGET_VERSION)],
         # every operation rounds on its own, the same on every machine: no contraction to fused multiply-adds
-        extra_compile_args=["-std=c++17", "-O3", "-ffp-contract=off", "-fvisibility=hidden", "-Wall", "-Wextra"],
-        py_limited_api=True,
+        extra_compile_args=["-std=c++17", "-O3", "-ffp-contract=off", "-fvisibility=hidden", "-Wall", "-Wextra", "-g0"],
+        py_limited_api=True,  # the library uses no Python API, so any Python loads it
     )
     return {"ext_modules": [extension], "cmdclass": {"build_ext": BuildExtension}}
 
