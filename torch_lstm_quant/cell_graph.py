@@ -84,7 +84,7 @@ def observe_cell(
         cell: with float32 parameters; it is taken apart, and the result holds its parameters.
         constructors: of observers or fake quantizes, by part of :data:`PARTS`. A part that is left out, None, or whose
             observer has dtype float32 stays float32. ``hx`` and ``cx`` may be ``"shared"``: see :data:`SHARED`.
-        where: module path, layer and direction, for messages; kept in the result's ``meta``.
+        where: module path, layer and direction, for messages.
         backend_config: None allows everything; else the dtypes that it lists for the part's op.
         quantized_boundary: ``x`` and the states come as quantized tensors, on grids that are found elsewhere.
 
@@ -102,7 +102,6 @@ def observe_cell(
     observed = GraphModule(cell, Tracer().trace(cell))
     graph = observed.graph
     graph.eliminate_dead_code()
-    observed.meta["where"] = where
 
     def make(slot: str) -> nn.Module | None:
         part = _part_of(slot)
@@ -137,7 +136,7 @@ def observe_cell(
 
 def convert_cell(
     cell: nn.Module,
-    where: str | None = None,
+    where: str,
     backend_config: BackendConfig | None = None,
     quantized_boundary: bool = False,
 ) -> GraphModule:
@@ -145,8 +144,7 @@ def convert_cell(
 
     Args:
         cell: from :func:`observe_cell`, calibrated or trained.
-        where: for messages; None: as :func:`observe_cell` was told.
-        backend_config, quantized_boundary: as for :func:`observe_cell`.
+        where, backend_config, quantized_boundary: as for :func:`observe_cell`.
 
     Returns:
         The reference cell. Where the boundary is quantized, a state whose grid has a quantized dtype is returned as a
@@ -158,7 +156,6 @@ def convert_cell(
     """
     if not isinstance(cell, GraphModule):
         raise ValueError(f"{where}: the cell must be one that our utility observed, got {type(cell).__name__}")
-    where = where or cell.meta.get("where", "LSTM")
     cell = copy.deepcopy(cell)
     for node in list(cell.graph.nodes):
         if node.op == "call_module" and str(node.target).startswith(OBSERVER):

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -29,8 +29,8 @@ from torch_lstm_quant.qconfig import LSTMQConfig
 Backend = Literal["fused", "reference"]
 BACKENDS: tuple[Backend, Backend] = ("fused", "reference")
 
-CELL_OPS = (nn.Sigmoid, nn.Tanh, torch.sigmoid, torch.tanh, torch.add, torch.mul)
-"""The ops of a cell, beside its two linears."""
+CELL_OPS = (nn.Linear, nn.Sigmoid, nn.Tanh, torch.sigmoid, torch.tanh, torch.add, torch.mul)
+"""The ops of a cell."""
 
 CELL_DTYPES = (torch.quint8, torch.qint8, torch.qint32, torch.uint8, torch.int8, torch.int16, torch.int32)
 """What a part of a cell may be stored as: the kernel reads any grid up to 16 bits, whatever holds it."""
@@ -118,8 +118,9 @@ def backend_config(base: BackendConfig | None = None) -> BackendConfig:
     patterns = {pattern.pattern: pattern for pattern in config.configs}
     for op in CELL_OPS:
         pattern = patterns.get(op) or BackendPatternConfig(op)
+        weights: dict[str, Any] = {"weight_dtype": torch.qint8, "bias_dtype": torch.float32} if op is nn.Linear else {}
         for dtype in CELL_DTYPES:
-            pattern.add_dtype_config(DTypeConfig(input_dtype=dtype, output_dtype=dtype))
+            pattern.add_dtype_config(DTypeConfig(input_dtype=dtype, output_dtype=dtype, **weights))
         config.set_backend_pattern_config(pattern)
     return config
 

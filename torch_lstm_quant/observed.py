@@ -67,9 +67,9 @@ class ObservedLSTM(torch.ao.nn.quantizable.LSTM):
         _check_parameters(other, where)
 
         def cell(layer: int, direction: int) -> nn.Module:
-            constructors = _constructors(config.for_cell(layer, DIRECTIONS[direction]))
-            place = f"{where}, layer {layer}, {DIRECTIONS[direction]} direction"
-            return _watch(observe_cell(_float_cell(other, layer, direction, split_gates=False), constructors, place))
+            constructors = dict(config.for_cell(layer, DIRECTIONS[direction]).parts())
+            float_cell = _float_cell(other, layer, direction, split_gates=False)
+            return _watch(observe_cell(float_cell, constructors, _place(where, layer, direction)))
 
         observed: ObservedLSTM = _assemble(cls, other, cell)
         observed.qconfig = FLOAT_BOUNDARY  # type: ignore[assignment]
@@ -103,11 +103,15 @@ class ReferenceLSTM(torch.ao.nn.quantized.LSTM):
         if not other.calls:
             raise ValueError(f"{other.where} never ran: call the prepared model on calibration data before converting it")
         cells = cells_of(other)
-        for cell in (cell for layer in cells for cell in layer):
-            cut_projections(*(getattr(cell, OBSERVER + part, None) for part in ("igates", "hgates")))
-            for loss in _losses(cell):
-                warnings.warn(loss, LossWarning, stacklevel=2)
-        reference: ReferenceLSTM = _assemble(cls, other, lambda layer, direction: convert_cell(cells[layer][direction]))
+
+        def cell(layer: int, direction: int) -> nn.Module:
+            observed, place = cells[layer][direction], _place(other.where, layer, direction)
+            cut_projections(*(getattr(observed, OBSERVER + part, None) for part in ("igates", "hgates")))
+            for loss in _losses(observed, place):
+                warnings.warn(loss, LossWarning, stacklevel=4)
+            return convert_cell(observed, place)
+
+        reference: ReferenceLSTM = _assemble(cls, other, cell)
         return reference.eval()
 
     def forward(self, input: Tensor, hx: States | None = None) -> tuple[Tensor, States]:
@@ -125,6 +129,10 @@ def cells_of(lstm: nn.Module) -> list[list[nn.Module]]:
     """The cells of an LSTM built as torch.ao's are: a list of layers, each a list of one or two directions."""
     directions = ("layer_fw", "layer_bw") if lstm.bidirectional else ("layer_fw",)
     return [[getattr(layer, direction).cell for direction in directions] for layer in lstm.layers]  # type: ignore[union-attr]
+
+
+def _place(where: str, layer: int, direction: int) -> str:
+    return f"{where}, layer {layer}, {DIRECTIONS[direction]} direction"
 
 
 def _qconfig_of(lstm: nn.LSTM) -> LSTMQConfig | None:
@@ -145,11 +153,6 @@ def _check_parameters(lstm: nn.LSTM, where: str) -> None:
             raise ValueError(f"{where}: {name} must be finite, got NaN or infinities")
 
 
-def _constructors(config: LSTMQConfig) -> dict[str, object]:
-    """The constructor of each part; None where it stays float32."""
-    return dict(config.parts())
-
-
 def _watch(cell: nn.Module) -> nn.Module:
     """Count what each observer of a cell is shown, to tell afterwards what its grid loses."""
     for name, observer in cell.named_children():
@@ -165,14 +168,13 @@ def _flat_beyond(name: str, observer: nn.Module) -> float:
     return float(cut) if cut is not None else FLAT if name.removeprefix(OBSERVER) in read_by_functions else math.inf
 
 
-def _losses(cell: nn.Module) -> Iterator[str]:
+def _losses(cell: nn.Module, place: str) -> Iterator[str]:
     """What the grids of an observed cell lose, in words."""
-    where = cell.meta["where"]  # type: ignore[index]
     for name, observer in cell.named_children():
         for histogram in observer._forward_pre_hooks.values():
-            grid = read_grid(observer, f"{where}, part {name.removeprefix(OBSERVER)}")
+            grid = read_grid(observer, f"{place}, part {name.removeprefix(OBSERVER)}")
             if isinstance(histogram, SignalHistogram) and grid.quant_max - grid.quant_min <= MAX_STEPS:
                 qparams = QParams(float(grid.scale), int(grid.zero_point), grid.quant_min, grid.quant_max)
                 loss = describe_loss(name.removeprefix(OBSERVER), histogram, qparams, _flat_beyond(name, observer))
                 if loss:
-                    yield f"{where}, {loss}"
+                    yield f"{place}, {loss}"
