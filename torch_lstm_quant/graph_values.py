@@ -66,7 +66,19 @@ class GraphValues:
         self._graph_module = graph_module
         self._where = where
         self._inputs = [node for node in graph_module.graph.nodes if node.op == "placeholder"]
-        for node in graph_module.graph.nodes:
+        self._check_nodes()
+
+    def error(self, node: Node, found: str, expected: str, advice: str = _CONVERT_AGAIN) -> ValueError:
+        return ValueError(f"{self._where}, node {node.name!r}: found {found}, expected {expected}: {advice}")
+
+    def _check_nodes(self) -> None:
+        """Refuse what would make a nonsense of any further reading."""
+        computed = set()
+        for node in self._graph_module.graph.nodes:
+            missing = [argument.name for argument in node.all_input_nodes if argument not in computed]
+            if missing:
+                raise self.error(node, f"{missing[0]!r} read before it is computed", "nodes in order")
+            computed.add(node)
             module = self._attribute(node) if node.op == "call_module" else None
             if isinstance(module, (ObserverBase, FakeQuantizeBase)):
                 raise self.error(
@@ -75,9 +87,6 @@ class GraphValues:
                     "quantize and dequantize in its place",
                     "convert the observed LSTM with torch_lstm_quant.lstm_utils (torch.ao's leaves observers of some dtypes)",
                 )
-
-    def error(self, node: Node, found: str, expected: str, advice: str = _CONVERT_AGAIN) -> ValueError:
-        return ValueError(f"{self._where}, node {node.name!r}: found {found}, expected {expected}: {advice}")
 
     def kind(self, node: Node) -> str:
         """What a node computes: a word of this file, or a description where it is nothing that a cell has."""
@@ -97,7 +106,7 @@ class GraphValues:
     def returned(self) -> tuple[tuple[Value, torch.dtype | None], tuple[Value, torch.dtype | None]]:
         """The new hidden and the new cell state, each with the quantized dtype in which it is returned."""
         output = next((node for node in self._graph_module.graph.nodes if node.op == "output"), None)
-        states = output.args[0] if output is not None else None
+        states = output.args[0] if output is not None and output.args else None
         if not isinstance(states, (tuple, list)) or len(states) != 2 or not all(isinstance(state, Node) for state in states):
             raise ValueError(
                 f"{self._where}: the graph returns {states}, expected (hidden state, cell state): {_CONVERT_AGAIN}"
@@ -146,7 +155,7 @@ class GraphValues:
         while True:
             kind = self.kind(node)
             if kind == "dequantize" and dequantize is None:
-                dequantize, node = node, self._first_argument(node)
+                dequantize, node = node, self._dequantized(node)
             elif kind == "quantize" and dequantize is not None:
                 self._check_pair(node, dequantize)
                 dequantize = None
@@ -168,6 +177,11 @@ class GraphValues:
             raise self.error(
                 dequantize, f"other qparams than in {quantize.name!r}", "those with which the value was quantized"
             )
+
+    def _dequantized(self, node: Node) -> Node:
+        if not self._is_decomposed(node) and (len(node.args) != 1 or node.kwargs):
+            raise self.error(node, f"arguments {node.args} {node.kwargs}", "one tensor")
+        return self._first_argument(node)
 
     def _quarter(self, item: Node) -> tuple[int, Node]:
         """Which quarter of the columns of what."""
@@ -267,11 +281,11 @@ class GraphValues:
         return kind
 
     def _kind_of_item(self, node: Node) -> str:
-        whole, index = (*node.args, None, None)[:2]
+        whole, index = node.args if len(node.args) == 2 else (None, None)
         kind = self.kind(whole) if isinstance(whole, Node) else str(whole)
-        if kind == "states" and index in (0, 1):
-            return ("hx", "cx")[index]  # type: ignore[index]
-        return f"item of {kind}"
+        if kind == "states" and isinstance(index, int) and 0 <= index <= 1:
+            return ("hx", "cx")[index]
+        return "item of chunk" if kind == "chunk" else f"item {index} of {kind}"
 
     def _attribute(self, node: Node) -> Any:
         """What a ``get_attr`` or ``call_module`` node names; None where it is gone."""

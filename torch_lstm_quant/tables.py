@@ -42,21 +42,20 @@ def cut_unbounded(function: str, input_grids: Grids, output_grids: Grids = ()) -
         function, input_grids, output_grids: as for :func:`function_table`.
 
     Raises:
-        ValueError: the output still changes ``MAX_STEPS / 2`` steps from zero, so that no table can hold it.
+        ValueError: the output changes over more than ``MAX_STEPS``, so that no table can hold it.
     """
     first = input_grids[0]
-    half = MAX_STEPS // 2
-    steps = torch.arange(-half, half + 1, dtype=torch.int32)
+    steps = torch.arange(-MAX_STEPS, MAX_STEPS + 1, dtype=torch.int32)
     values = _evaluate(function, first.zero_point + steps, input_grids, output_grids)
     low, high = _evaluate(function, torch.tensor([-UNBOUNDED, UNBOUNDED]), input_grids, output_grids)
-    if values[0] != low or values[-1] != high:
-        raise ValueError(
-            f"{function} of a grid without limits, in steps of {first.scale:.6g}, still changes {half} steps from zero, "
-            f"and a table has at most {MAX_STEPS} steps: give the grid limits, or coarser steps"
-        )
     # the outermost step on each side stands for all beyond it; zero stays inside
     quant_min = int((steps * (values != low)).min()) - 1
     quant_max = int((steps * (values != high)).max()) + 1
+    if quant_max - quant_min > MAX_STEPS:
+        raise ValueError(
+            f"{function} of a grid without limits, in steps of {first.scale:.6g}, changes over more than the {MAX_STEPS} "
+            "steps of a table: give the grid limits, or coarser steps"
+        )
     return replace(first, quant_min=first.zero_point + quant_min, quant_max=first.zero_point + quant_max)
 
 
