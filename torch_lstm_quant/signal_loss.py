@@ -13,6 +13,7 @@ from torch_lstm_quant.qparams import QParams
 LEAST_SQNR = 20.0
 """dB: a part that keeps less than this of its signal is warned of (8 bits over a normal signal's range keep about 40)."""
 
+_RARE = 0.005
 _OCTAVES = 96
 _LOWEST = -64
 
@@ -34,11 +35,13 @@ class SignalHistogram:
     def sqnr(self, grid: QParams, flat: float = math.inf) -> float:
         """Estimated signal to noise ratio in dB on ``grid``: rounding noise of ``scale**2 / 12``, small values lost whole.
 
-        Values beyond ``+-flat`` count as ``flat``: what reads them makes no difference between the two.
+        Values beyond ``+-flat`` count as ``flat``: what reads them makes no difference between the two. The greatest values,
+        up to ``_RARE`` of all, are no signal: a few of them would outweigh all the others.
         """
         magnitudes = torch.sqrt(self.energies / self.counts.clamp(min=1)).clamp(max=flat)
         energies = self.counts * magnitudes**2
-        signal = float(energies.sum())
+        usual = self.counts.cumsum(0) <= self.counts.sum() * (1 - _RARE)
+        signal = float(energies[usual].sum() or energies.sum())
         if not signal:
             return math.inf
         largest = max(abs(limit) for limit in grid.range)
