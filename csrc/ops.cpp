@@ -5,8 +5,10 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
+#include <initializer_list>
 #include <optional>
 #include <sstream>
 #include <stdexcept>
@@ -24,20 +26,26 @@ namespace {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
-using Shape = std::vector<int64_t>;
+
+using Shape = std::initializer_list<int64_t>;
 
 template <class... Words>
-void check(bool holds, const Words&... words) {
-  if (holds) return;
+[[noreturn]] void fail(const Words&... words) {
   std::ostringstream message;
   (message << ... << words);
   throw std::runtime_error("torch_lstm_quant: " + message.str());
 }
 
-std::string to_string(const int64_t* sizes, size_t count) {
-  std::string text = "[";
-  for (size_t i = 0; i < count; ++i) text += (i == 0 ? "" : ", ") + std::to_string(sizes[i]);
-  return text + "]";
+template <class... Words>
+void check(bool holds, const Words&... words) {
+  if (!holds) fail(words...);
+}
+
+template <class Sizes>
+std::string to_string(const Sizes& sizes) {
+  std::string text;
+  for (int64_t size : sizes) text += (text.empty() ? "[" : ", ") + std::to_string(size);
+  return text.empty() ? "[]" : text + "]";
 }
 
 class TorchParallel final : public Parallel {
@@ -73,16 +81,17 @@ DType dtype_of(const char* name, const Tensor& tensor) {
   return *dtype;
 }
 
-void check_tensor(const char* name, const Tensor& tensor, const Shape& shape) {
+void check_tensor(const char* name, const Tensor& tensor, Shape shape) {
   check(tensor.is_cpu(), name, " must be on the CPU");
   const auto sizes = tensor.sizes();
-  check(Shape(sizes.begin(), sizes.end()) == shape, name, " must be ", to_string(shape.data(), shape.size()), ", got ",
-        to_string(sizes.data(), sizes.size()));
+  if (!std::equal(sizes.begin(), sizes.end(), shape.begin(), shape.end())) {
+    fail(name, " must be ", to_string(shape), ", got ", to_string(sizes));
+  }
 }
 
 // `tensor` as a contiguous array of T, kept alive by `tensor` itself.
 template <class T>
-const T* contiguous_data(const char* name, Tensor& tensor, ScalarType type, const Shape& shape) {
+const T* contiguous_data(const char* name, Tensor& tensor, ScalarType type, Shape shape) {
   check_tensor(name, tensor, shape);
   check(tensor.scalar_type() == type, name, " has the wrong dtype");
   if (!tensor.is_contiguous()) tensor = torch::stable::contiguous(tensor);
@@ -175,7 +184,7 @@ Sequence open_sequence(Tensor& x, int64_t input_size) {
 }
 
 // Data and dtype of a state, null if there is none.
-std::pair<const void*, DType> open_state(const char* name, std::optional<Tensor>& state, const Shape& shape) {
+std::pair<const void*, DType> open_state(const char* name, std::optional<Tensor>& state, Shape shape) {
   if (!state.has_value()) return {nullptr, DType::kFloat32};
   check_tensor(name, *state, shape);
   if (!state->is_contiguous()) state = torch::stable::contiguous(*state);
@@ -198,7 +207,7 @@ std::tuple<Tensor, Tensor, Tensor> lstm(Tensor x, std::optional<Tensor> hx, std:
   call.x = open_sequence(x, sizes.input_size);
   call.steps = x.size(0);
   call.rows = x.size(1);
-  const Shape state_shape{sizes.cells(), call.rows, hidden_size};
+  const Shape state_shape = {sizes.cells(), call.rows, hidden_size};
   std::tie(call.hx, call.hx_dtype) = open_state("hx", hx, state_shape);
   std::tie(call.cx, call.cx_dtype) = open_state("cx", cx, state_shape);
   const Tensor output = empty({call.steps, call.rows, num_directions * hidden_size}, h_type);
