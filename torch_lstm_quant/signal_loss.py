@@ -35,18 +35,25 @@ class SignalHistogram:
     def sqnr(self, grid: QParams, flat: float = math.inf) -> float:
         """Estimated signal to noise ratio in dB on ``grid``: rounding noise of ``scale**2 / 12``, small values lost whole.
 
-        Values beyond ``+-flat`` count as ``flat``: what reads them makes no difference between the two. The greatest values,
-        up to ``_RARE`` of all, are no signal: a few of them would outweigh all the others.
+        Values beyond ``+-flat`` count as ``flat``: what reads them makes no difference between the two.
         """
         magnitudes = torch.sqrt(self.energies / self.counts.clamp(min=1)).clamp(max=flat)
         energies = self.counts * magnitudes**2
-        usual = self.counts.cumsum(0) <= self.counts.sum() * (1 - _RARE)
-        signal = float(energies[usual].sum() or energies.sum())
+        signal = float(energies.sum())
         if not signal:
             return math.inf
         largest = max(abs(limit) for limit in grid.range)
         noise = self.counts * (grid.scale**2 / 12 + (magnitudes - largest).clamp(min=0) ** 2)
         return 10 * math.log10(signal / float(torch.where(self._rounded_to_zero(grid.scale), energies, noise).sum()))
+
+    def without_rare(self) -> SignalHistogram:
+        """Without the octaves of the greatest values that together hold ``_RARE`` of all values, or fewer."""
+        usual = self.counts.cumsum(0) <= self.counts.sum() * (1 - _RARE)
+        if not self.counts[usual].sum():
+            return self
+        histogram = SignalHistogram()
+        histogram.counts, histogram.energies = self.counts * usual, self.energies * usual
+        return histogram
 
     def fraction_rounded_to_zero(self, grid: QParams) -> float:
         """How many of the nonzero values are less than half a step of ``grid``, from 0 to 1."""
@@ -78,7 +85,8 @@ def describe_loss(part: str, histogram: SignalHistogram, grid: QParams, flat: fl
                 f"{histogram.median():.2g} lies {below:.0f} dB below half a step. Keep this layer's input projection in "
                 "float32: x=None, weight_ih=None"
             )
-    sqnr = histogram.sqnr(grid, flat)
+    # a few great inputs must not outweigh all others; of what is computed inside, they may be all that matters
+    sqnr = (histogram.without_rare() if part == "x" else histogram).sqnr(grid, flat)
     if sqnr >= LEAST_SQNR:
         return None
     remedy = (
