@@ -79,7 +79,7 @@ def _cells(reference: nn.Module, where: str) -> Iterator[list[tuple[GraphModule,
     for index, layer in enumerate(reference.layers):  # type: ignore[arg-type]
         cells = []
         for name in directions:
-            place = f"{where}: layer {index} {_DIRECTIONS[name]}"
+            place = f"{where}, layer {index}, {_DIRECTIONS[name]} direction"
             cell = getattr(getattr(layer, name, None), "cell", None)
             if not isinstance(cell, GraphModule):
                 raise ValueError(f"{place}: {_why_no_graph(cell, name)}")
