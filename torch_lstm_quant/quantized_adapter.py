@@ -130,15 +130,15 @@ class QuantizedBoundaryLSTM(nn.Module):
 
     def _quantize(self, output: Tensor, h_n: Tensor, c_n: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Values on the cells' grids, as quantized tensors where the cells return such."""
-        h_grids = [qparams.ogate_cy for qparams in self._qparams()]
-        c_grids = [qparams.fgate_cx_igate_cgate for qparams in self._qparams()]
+        h = list(zip([qparams.ogate_cy for qparams in self._qparams()], self._h_dtypes, strict=True))
+        c = list(zip([qparams.fgate_cx_igate_cgate for qparams in self._qparams()], self._c_dtypes, strict=True))
         directions = 2 if self.fused.bidirectional else 1
-        join_states = torch.stack if self._states_on_first_grid else _stack
+        last = h[-directions:]
+        if self._states_on_first_grid:
+            h, c = h[:1] * len(h), c[:1] * len(c)
         with without_warning("torch.quantize_per_tensor, torch.quantize_per_channel"):
-            outputs = _quantize_each(output.chunk(directions, -1), h_grids[-directions:], self._h_dtypes[-directions:])
-            h_n = join_states(_quantize_each(h_n, h_grids, self._h_dtypes))
-            c_n = join_states(_quantize_each(c_n, c_grids, self._c_dtypes))
-            return torch.cat(_alike(outputs), -1), h_n, c_n
+            outputs = _quantize_each(output.chunk(directions, -1), last)
+            return torch.cat(outputs, -1), torch.stack(_quantize_each(h_n, h)), torch.stack(_quantize_each(c_n, c))
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
@@ -185,20 +185,9 @@ def _lies_on(v: Tensor, grid: QParams | None) -> bool:
     return grid is None or torch.equal(grid.dequantize(grid.quantize(v)), v)
 
 
-def _quantize_each(
-    values: Iterable[Tensor], grids: Sequence[QParams | None], dtypes: Sequence[torch.dtype | None]
-) -> list[Tensor]:
-    return [
-        torch.quantize_per_tensor(v, grid.scale, grid.zero_point, dtype) if grid is not None and dtype is not None else v
-        for v, grid, dtype in zip(values, grids, dtypes, strict=True)
-    ]
-
-
-def _alike(tensors: list[Tensor]) -> list[Tensor]:
-    """Quantized tensors as they are if one grid holds them all, else as float32."""
-    grids = {(t.dtype, t.q_scale(), t.q_zero_point()) if t.is_quantized else None for t in tensors}
-    return tensors if len(grids) == 1 else [t.dequantize() for t in tensors]
-
-
-def _stack(tensors: list[Tensor]) -> Tensor:
-    return torch.stack(_alike(tensors))
+def _quantize_each(values: Iterable[Tensor], grids: Sequence[tuple[QParams | None, torch.dtype | None]]) -> list[Tensor]:
+    """Quantized tensors, each on its grid, or, where one tensor cannot hold all, float32 ones."""
+    grid, dtype = grids[0]
+    if len(set(grids)) > 1 or grid is None or dtype is None:
+        return list(values)
+    return [torch.quantize_per_tensor(v, grid.scale, grid.zero_point, dtype) for v in values]
