@@ -101,6 +101,7 @@ class MaskedSums {
 struct Isa {
   using V = Avx2;
   using Int8 = MaskedSums;
+  using Wide = WideSums<WideDot<Avx2, 1>>;
   using Float = DotSums<FloatDot<Avx2, 3, 4, 8>>;
 };
 

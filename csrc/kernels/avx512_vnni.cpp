@@ -51,6 +51,7 @@ struct VnniDot {
 struct Isa {
   using V = Avx512;
   using Int8 = DotSums<VnniDot>;
+  using Wide = WideSums<WideDot<Avx512, 2>>;
   using Float = DotSums<FloatDot<Avx512, 4, 4, 4>>;
 };
 

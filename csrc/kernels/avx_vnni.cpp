@@ -46,6 +46,7 @@ struct VnniDot {
 struct Isa {
   using V = Avx2;
   using Int8 = DotSums<VnniDot>;
+  using Wide = WideSums<WideDot<Avx2, 1>>;
   using Float = DotSums<FloatDot<Avx2, 3, 4, 8>>;
 };
 

@@ -149,9 +149,9 @@ struct StepArgs {
   void* scratch;  // scratch_bytes(rows, hidden.padded_depth), the calling thread's own
 };
 
-// Room for two copies of the operand rows in another form, a few words for each row, and a tile of sums.
+// Room for a form of the operand rows with four bytes for each column, a few words for each row, and a tile of sums.
 constexpr size_t scratch_bytes(size_t rows, size_t padded_depth) {
-  return rows * (2 * round_up(padded_depth, kAlign) + kAlign) + 16384;
+  return rows * (4 * round_up(padded_depth, kAlign) + kAlign) + 16384;
 }
 
 struct Kernels {

@@ -34,6 +34,9 @@ struct Avx2 {
   static I set_i32(int32_t v) { return _mm256_set1_epi32(v); }
   // a + b * c, modulo 2**32
   static I add_product(I a, I b, int32_t c) { return _mm256_add_epi32(a, _mm256_mullo_epi32(b, set_i32(c))); }
+  static I even_bytes(I v) { return _mm256_srai_epi16(_mm256_slli_epi16(v, 8), 8); }
+  static I odd_bytes(I v) { return _mm256_srai_epi16(v, 8); }
+  static I add_pairs(I sum, I a, I b) { return _mm256_add_epi32(sum, _mm256_madd_epi16(a, b)); }
   static F lookup(const float* table, I i) { return _mm256_i32gather_ps(table, i, sizeof(float)); }
   static F lookup16(const uint16_t* table, I i) {
     const I pair = _mm256_i32gather_epi32(reinterpret_cast<const int*>(table), i, sizeof(uint16_t));

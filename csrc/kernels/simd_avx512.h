@@ -33,6 +33,9 @@ struct Avx512 {
   static I set_i32(int32_t v) { return _mm512_set1_epi32(v); }
   // a + b * c, modulo 2**32
   static I add_product(I a, I b, int32_t c) { return _mm512_add_epi32(a, _mm512_mullo_epi32(b, set_i32(c))); }
+  static I even_bytes(I v) { return _mm512_srai_epi16(_mm512_slli_epi16(v, 8), 8); }
+  static I odd_bytes(I v) { return _mm512_srai_epi16(v, 8); }
+  static I add_pairs(I sum, I a, I b) { return _mm512_dpwssd_epi32(sum, a, b); }
   static F lookup(const float* table, I i) { return _mm512_i32gather_ps(i, table, sizeof(float)); }
   static F lookup16(const uint16_t* table, I i) {
     const I pair = _mm512_i32gather_epi32(i, table, sizeof(uint16_t));

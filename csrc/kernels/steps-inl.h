@@ -1,16 +1,16 @@
 // The functions of a Kernels table over the classes of an ISA. Include it inside the target region.
 //
 //   V              vector class, see tail-inl.h
-//   Int8, Float    Rows -> sums: constructed from (projection, operand, stride, rows, scratch); called with
+//   Int8, Wide, Float    Rows -> sums: constructed from (projection, operand, stride, rows, scratch); called with
 //                  (block, first_row, rows, sums), they write sums[row][gate][unit]
 #pragma once
 
 #include <cstring>
 
 #include "kernels.h"
-#include "scalar_sums.h"
 #include "sums-inl.h"
 #include "tail-inl.h"
+#include "wide-inl.h"
 
 namespace lstm_quant {
 
@@ -31,23 +31,6 @@ class DotSums {
  private:
   const Projection& projection_;
   OperandRows rows_;
-};
-
-class WideSums {
- public:
-  WideSums(const Projection& projection, const void* operand, size_t stride)
-      : projection_(projection), operand_(static_cast<const char*>(operand)), stride_(stride) {}
-
-  void operator()(int32_t block, size_t first_row, size_t rows, float* sums) const {
-    for (size_t r = 0; r < rows; ++r) {
-      scalar_sums(projection_, operand_ + (first_row + r) * stride_, block, sums + r * kBlock);
-    }
-  }
-
- private:
-  const Projection& projection_;
-  const char* operand_;
-  size_t stride_;
 };
 
 template <class Isa>
@@ -88,7 +71,7 @@ struct KernelsOf {
       case Sums::kFloat:
         return project_with(args, typename Isa::Float(projection, args.operand, args.operand_stride, args.rows, rest));
       case Sums::kWide:
-        return project_with(args, WideSums(projection, args.operand, args.operand_stride));
+        return project_with(args, typename Isa::Wide(projection, args.operand, args.operand_stride, args.rows, rest));
     }
   }
 
@@ -104,7 +87,7 @@ struct KernelsOf {
       case Sums::kFloat:
         return step_with<CellForm::kAny>(args, typename Isa::Float(hidden, args.h, args.h_stride, args.rows, rest));
       case Sums::kWide:
-        return step_with<CellForm::kAny>(args, WideSums(hidden, args.h, args.h_stride));
+        return step_with<CellForm::kAny>(args, typename Isa::Wide(hidden, args.h, args.h_stride, args.rows, rest));
     }
   }
 

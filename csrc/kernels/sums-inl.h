@@ -32,13 +32,15 @@ struct OperandRows {
 struct BlockWeights {
   const char* weights;
   size_t groups;
-  const int32_t* weight_sums;  // null for float32
+  const int32_t* weight_sums;  // kInt8
+  const int32_t* zero_points;  // kWide
   int32_t offset;
 
   BlockWeights(const Projection& projection, int32_t block)
       : weights(static_cast<const char*>(projection.weights) + block * projection.block_bytes),
         groups(projection.sums == Sums::kFloat ? projection.depth : projection.padded_depth / kGroup),
-        weight_sums(projection.sums == Sums::kFloat ? nullptr : projection.weight_sums + block * kBlock),
+        weight_sums(projection.sums == Sums::kInt8 ? projection.weight_sums + block * kBlock : nullptr),
+        zero_points(projection.sums == Sums::kWide ? projection.weight_zero_points + block * kBlock : nullptr),
         offset(projection.offset) {}
 };
 
