@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from torch_lstm_quant.cell import Cell
-from torch_lstm_quant.qparams import UNBOUNDED, CellQParams, QParams, WeightQParams
+from torch_lstm_quant.qparams import GATES, UNBOUNDED, CellQParams, QParams, WeightQParams
 
 LIMITS = [
     (0, 255),
@@ -80,13 +80,15 @@ def random_qparams(dice: Dice, hidden_size: int) -> CellQParams:
         one = maybe_grid(dice, largest, **options)
         return (one,) * 4 if dice.chance(0.7) else tuple(maybe_grid(dice, largest, **options) for _ in range(4))
 
+    gates = per_gate(6.0)
+    has_second = dice.chance(0.2)
     return CellQParams(
         x=x,
         hx=hx,
         cx=cx,
         igates=per_gate(4.0, may_be_unbounded=True),  # type: ignore[arg-type]
         hgates=per_gate(4.0, may_be_unbounded=True),  # type: ignore[arg-type]
-        gates=per_gate(6.0),  # type: ignore[arg-type]
+        gates=gates,  # type: ignore[arg-type]
         input_gate=maybe_grid(dice, 1.0),
         forget_gate=maybe_grid(dice, 1.0),
         cell_gate=maybe_grid(dice, 1.0),
@@ -99,6 +101,8 @@ def random_qparams(dice: Dice, hidden_size: int) -> CellQParams:
         ogate_cy=ogate_cy,
         weight_ih=random_weight_grid(dice, hidden_size),
         weight_hh=random_weight_grid(dice, hidden_size),
+        gates_again=tuple(maybe_grid(dice, 4.0) if grid and has_second else None for grid in gates),  # type: ignore[arg-type]
+        outputs_again=tuple(maybe_grid(dice, 1.0) if has_second else None for _ in GATES),  # type: ignore[arg-type]
     )
 
 

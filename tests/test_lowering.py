@@ -94,6 +94,10 @@ def test_models_of_torchs_own_flow(constructors: str, num_layers: int) -> None:
     model = converted_model(torchs, TORCHS_OWN_CONSTRUCTORS[constructors], 9, 12, num_layers=num_layers)
     lowered = tlq.lower(model)
     assert isinstance(lowered.my_lstm, QuantizedBoundaryLSTM)
+    x, *states = model_inputs(model, 60, 4)
+    got, (got_h, got_c) = lowered.my_lstm.fused(x, states)
+    for mine, its in zip((got, got_h, got_c), reference.lstm(lowered.my_lstm.cells(), x, *states), strict=True):
+        assert torch.equal(mine, its)
     # one step: where all parts have 8 bits, or zero points of 2**15 round in torch's way, single differences would spread
     inputs = model_inputs(model, 1, 256)
     (output, (h_n, c_n)), (expected, (expected_h, expected_c)) = lowered(*inputs), model(*inputs)

@@ -52,9 +52,8 @@ def states_of(lstm: Any, kind: str) -> States:
     if kind == "float32":
         return 0.3 * torch.randn(shape), torch.randn(shape)
     if kind == "qint8":
-        return quantized(*shape, zero_point=-3, dtype=torch.qint8), quantized(
-            *shape, scale=1e-3, zero_point=0, dtype=torch.qint32
-        )
+        c_0 = quantized(*shape, scale=1e-3, zero_point=0, dtype=torch.qint32)
+        return quantized(*shape, zero_point=-3, dtype=torch.qint8), c_0
     assert kind == "other grid"
     return quantized(*shape, scale=0.013, zero_point=77), quantized(*shape, scale=0.03, zero_point=99)
 
@@ -188,11 +187,8 @@ def test_float32_parts_come_back_as_float32() -> None:
 
 
 def test_no_warning_reaches_the_user() -> None:
-    lstm, x, states = (
-        reference_lstm(torchs, num_layers=2),
-        quantized(3, BATCH, INPUT),
-        states_of(reference_lstm(num_layers=2), "other grid"),
-    )
+    lstm, x = reference_lstm(torchs, num_layers=2), quantized(3, BATCH, INPUT)
+    states = states_of(lstm, "other grid")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         tlq.lower(lstm)(x, states)

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from torch_lstm_quant import float64_functions, reference
-from torch_lstm_quant.qparams import QParams
-from torch_lstm_quant.tables import function_table
+from torch_lstm_quant.qparams import UNBOUNDED, QParams
+from torch_lstm_quant.tables import cut_unbounded, function_table
 
 FUNCTIONS = ["sigmoid", "tanh"]
 FIXED = {
@@ -79,3 +79,43 @@ GRIDS = st.builds(
 @given(st.sampled_from(FUNCTIONS), GRIDS, st.none() | GRIDS)
 def test_any_grids_tables_are_the_oracles(function: str, grid: QParams, output: QParams | None) -> None:
     check_against_the_oracle(function, grid, output)
+
+
+@settings(max_examples=30)
+@given(st.sampled_from(FUNCTIONS), GRIDS, GRIDS, GRIDS, GRIDS)
+def test_grids_before_and_after_a_function_act_in_turn(
+    function: str, first: QParams, again: QParams, output: QParams, output_again: QParams
+) -> None:
+    v = first.dequantize(torch.arange(first.quant_min, first.quant_max + 1, dtype=torch.int32))
+    value = reference._function(function, again.dequantize(again.quantize(v)), first, output)
+    want = output_again.dequantize(output_again.quantize(value))
+    assert torch.equal(function_table(function, (first, again), (output, output_again)), want)
+
+
+FINE = QParams(2**-15, 0, -(1 << 15), 1 << 15)
+
+
+@settings(max_examples=40)
+@given(
+    st.sampled_from(FUNCTIONS),
+    st.floats(2.0**-10, 100, width=32),
+    st.integers(-(1 << 16), 1 << 16),
+    st.sampled_from([(), (FINE,), (QParams(1 / 255, 3, 0, 255),), (FINE, QParams(0.1, 0, -5, 5))]),
+)
+def test_a_grid_without_limits_is_cut_where_the_output_stays_the_same(
+    function: str, scale: float, zero_point: int, outputs: tuple[QParams, ...]
+) -> None:
+    grid = QParams(scale, zero_point, -UNBOUNDED, UNBOUNDED)
+    cut = cut_unbounded(function, (grid,), outputs) if scale > 2**-9 or outputs else grid
+    q = torch.cat([torch.arange(-100_000, 100_000), torch.tensor([-UNBOUNDED, UNBOUNDED])])
+    v = grid.dequantize(q)
+    at_the_cut = cut.dequantize(cut.quantize(v))
+    for output in outputs[:1] or (None,):
+        assert torch.equal(
+            reference._function(function, v, grid, output), reference._function(function, at_the_cut, cut, output)
+        )
+
+
+def test_a_grid_too_fine_to_be_cut_is_refused() -> None:
+    with pytest.raises(ValueError, match="sigmoid of a grid without limits, in steps of 0.0001, changes over more than"):
+        cut_unbounded("sigmoid", (QParams(1e-4, 0, -UNBOUNDED, UNBOUNDED),), (FINE,))
