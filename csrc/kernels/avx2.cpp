@@ -6,6 +6,8 @@
 //
 // Two such products fit: 2 * 127 * 128 where |s| <= 127; and |s| = 128 is negative and meets complements, of which the
 // largest is 127 and the smallest gives 2 * 128 * -128 = -32768. What the second term adds is the same for all columns.
+#ifdef __x86_64__
+
 #include <immintrin.h>
 
 #include <cstring>
@@ -14,9 +16,9 @@
 #include "float_function.h"
 #include "kernels.h"
 #include "scalar_sums.h"
+#include "target.h"
 
-#pragma GCC push_options
-#pragma GCC target("avx2,fma")
+LSTM_QUANT_BEGIN_TARGET("avx2,fma")
 
 #include "simd_avx2.h"
 #include "steps-inl.h"
@@ -112,4 +114,6 @@ const Kernels kAvx2Kernels{"avx2", KernelsOf<Isa>::quantize, KernelsOf<Isa>::pro
 
 }  // namespace lstm_quant
 
-#pragma GCC pop_options
+LSTM_QUANT_END_TARGET
+
+#endif  // __x86_64__

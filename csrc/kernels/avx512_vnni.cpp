@@ -1,4 +1,6 @@
 // AVX-512 with VNNI: vpdpbusd takes 64 products of uint8 and int8 into 16 int32 sums.
+#ifdef __x86_64__
+
 #include <immintrin.h>
 
 #include <cstring>
@@ -7,14 +9,14 @@
 #include "float_function.h"
 #include "kernels.h"
 #include "scalar_sums.h"
+#include "target.h"
 
 #ifndef __clang__  // g++ 12 takes the undefined vectors in its own header for a mistake of ours (its bug 105593)
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #endif
 
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma")
+LSTM_QUANT_BEGIN_TARGET("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma")
 
 #include "simd_avx512.h"
 #include "steps-inl.h"
@@ -62,4 +64,6 @@ const Kernels kAvx512VnniKernels{"avx512_vnni", KernelsOf<Isa>::quantize, Kernel
 
 }  // namespace lstm_quant
 
-#pragma GCC pop_options
+LSTM_QUANT_END_TARGET
+
+#endif  // __x86_64__

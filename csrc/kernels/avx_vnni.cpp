@@ -1,4 +1,6 @@
 // AVX-VNNI: vpdpbusd in 256 bits, for CPUs without AVX-512.
+#ifdef __x86_64__
+
 #include <immintrin.h>
 
 #include <cstring>
@@ -7,9 +9,9 @@
 #include "float_function.h"
 #include "kernels.h"
 #include "scalar_sums.h"
+#include "target.h"
 
-#pragma GCC push_options
-#pragma GCC target("avx2,fma,avxvnni")
+LSTM_QUANT_BEGIN_TARGET("avx2,fma,avxvnni")
 
 #include "simd_avx2.h"
 #include "steps-inl.h"
@@ -57,4 +59,6 @@ const Kernels kAvxVnniKernels{"avx_vnni", KernelsOf<Isa>::quantize, KernelsOf<Is
 
 }  // namespace lstm_quant
 
-#pragma GCC pop_options
+LSTM_QUANT_END_TARGET
+
+#endif  // __x86_64__
