@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import os
+import platform
+import re
+import shutil
 import subprocess
 import sys
+from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
@@ -183,3 +188,22 @@ def test_an_unknown_isa_is_an_error_that_lists_the_legal_ones() -> None:
     )
     assert run.returncode != 0
     assert f"TORCH_LSTM_QUANT_ISA must be one of {', '.join(ops.isas_usable())} on this machine, got 'mmx'" in run.stderr
+
+
+@pytest.mark.skipif(shutil.which("objdump") is None, reason="needs objdump (binutils)")
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="reads x86-64 instructions")
+def test_only_the_checked_evaluations_fuse_multiply_and_add() -> None:
+    library = next(Path(ops.__file__).parent.glob("_C*.so"))
+    listing = subprocess.run(["objdump", "-dC", "--no-show-raw-insn", library], capture_output=True, text=True, check=True)
+    fused: Counter[str] = Counter()
+    function = ""
+    for line in listing.stdout.splitlines():
+        if line.endswith(">:"):
+            function = line
+        elif re.search(r"\tvfn?m(add|sub)", line):
+            fused[function] += 1
+    assert fused
+    for function, count in fused.items():
+        assert re.search(r"KernelsOf<.*>::(finish|evaluate)\b", function)
+        # a rational function of degree 4 over 3 takes seven
+        assert count % 7 == 0, f"{count} in {function}"
