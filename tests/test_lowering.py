@@ -27,6 +27,7 @@ from torch_lstm_quant.quantized_adapter import QuantizedBoundaryLSTM
 pytestmark = [
     pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor, torch.quantize_per_channel:UserWarning"),
     pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:All inputs of this cat operator must share:UserWarning"),
     pytest.mark.filterwarnings("ignore:QConfig must specify a FixedQParamsObserver:UserWarning"),
     pytest.mark.filterwarnings("ignore:Please use quant_min and quant_max to specify the range:UserWarning"),
 ]

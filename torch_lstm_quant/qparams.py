@@ -240,7 +240,8 @@ class CellQParams:
         for part, grid in read.items():
             if grid is not None and grid.unbounded:
                 raise ValueError(
-                    f"part {part} is read by a projection or a function: it needs a grid of at most 16 bits, got {grid}"
+                    f"part {part} is read by a projection or a function: it needs a grid of at most 16 bits, got {grid}: "
+                    "give its observer quant_min and quant_max"
                 )
         for gate, grid, again in zip(GATES, self.gates, self.gates_again, strict=True):
             if again is not None and grid is None:

@@ -7,14 +7,14 @@ match is a ``ValueError`` that names the node, what was found there, what was ex
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch.fx import GraphModule, Node
 
 from torch_lstm_quant.cell import Cell
 from torch_lstm_quant.graph_values import GraphValues, Value, fold
-from torch_lstm_quant.qparams import GATES, CellQParams, Grids, QParams
+from torch_lstm_quant.qparams import GATES, MAX_STEPS, CellQParams, Grids, QParams
 from torch_lstm_quant.reference_linear import Rows, join, read_linear
 from torch_lstm_quant.tables import cut_unbounded
 
@@ -75,6 +75,7 @@ class _Reader:
     def __init__(self, graph_module: GraphModule, where: str) -> None:
         self._where = where
         self._values = GraphValues(graph_module, where)
+        self._rows: dict[Node, Rows] = {}
 
     def read(self) -> ReadCell:
         values = self._values
@@ -90,6 +91,8 @@ class _Reader:
         outside = frozenset(name for name, value in (("x", x), ("hx", hx), ("cx", cx)) if value.outside and not value.grids)
         state, tanh_input = self._cell_state(c, tanh_cy)
         ogate_cy = values.one_grid(h, "ogate_cy")
+        if ogate_cy is not None and ogate_cy.unbounded:
+            ogate_cy = _cut_to_products(ogate_cy, output_gate.grids, tanh_cy.grids)
         fields = {
             "x": values.one_grid(x, "x"),
             "hx": ogate_cy if "hx" in outside else values.one_grid(hx, "hx"),
@@ -170,12 +173,13 @@ class _Reader:
     def _projection(self, value: Value, part: str, quarter: int | None) -> _Projection:
         """A quarter of a linear's outputs, or, where gates are split, all of them."""
         node = value.source
-        try:
-            rows = read_linear(self._values.module(node))
-        except ValueError as error:
-            raise ValueError(f"{self._where}, node {node.name!r}: {error}") from error
-        own = rows if quarter is None else rows.quarter(quarter)
-        return _Projection(self._values.argument(node), own, self._values.one_grid(value, part))
+        if node not in self._rows:
+            try:
+                self._rows[node] = read_linear(self._values.module(node))
+            except ValueError as error:
+                raise ValueError(f"{self._where}, node {node.name!r}: {error}") from error
+        rows = self._rows[node] if quarter is None else self._rows[node].quarter(quarter)
+        return _Projection(self._values.argument(node), rows, self._values.one_grid(value, part))
 
     def _shared_input(self, part: str, projections: list[_Projection]) -> Value:
         """What the four gates' projections read, which must be one thing."""
@@ -186,6 +190,20 @@ class _Reader:
                     first.source, f"{part} on different grids for different gates", "one grid for all four"
                 )
         return first
+
+
+def _cut_to_products(grid: QParams, sigmoid_grids: Grids, tanh_grids: Grids) -> QParams:
+    """A grid without limits, cut to what a sigmoid times a tanh can reach; as it is where that takes more than 16 bits."""
+    sigmoid, tanh = torch.tensor([0.0, 1.0]), torch.tensor([-1.0, 1.0])
+    for again in sigmoid_grids:
+        sigmoid = again.dequantize(again.quantize(sigmoid))
+    for again in tanh_grids:
+        tanh = again.dequantize(again.quantize(tanh))
+    largest = sigmoid.abs().max() * tanh.abs().max()
+    low, high = grid.quantize(torch.stack([-largest, largest])).tolist()
+    if not 0 < high - low <= MAX_STEPS:
+        return grid
+    return replace(grid, quant_min=low, quant_max=high)
 
 
 def _first(grids: Grids) -> QParams | None:
