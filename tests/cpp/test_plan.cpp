@@ -1,0 +1,46 @@
+// Plans cover the work, and take other threads only where there is enough to do.
+#include "check.h"
+#include "plan.h"
+
+namespace lstm_quant::testing {
+namespace {
+
+TEST(small_calls_stay_on_one_thread) {
+  CHECK(make_plan({128, 128, 1, 1}, 1, 1, 64).slots == 1);
+  CHECK(make_plan({16, 16, 1, 1}, 100, 1, 2).slots == 1);
+  CHECK(make_plan({1024, 1024, 1, 1}, 100, 1, 1).slots == 1);
+}
+
+TEST(large_calls_take_the_threads_there_are) {
+  const Plan by_units = make_plan({1024, 1024, 1, 1}, 1, 1, 2);
+  CHECK(by_units.slots == 2 && !by_units.by_rows);
+  const Plan by_rows = make_plan({512, 512, 1, 1}, 50, 64, 2);
+  CHECK(by_rows.slots == 2 && by_rows.by_rows);
+  const Plan directions = make_plan({64, 128, 2, 2}, 200, 1, 2);
+  CHECK(directions.slots == 2 && !directions.by_rows);
+}
+
+TEST(every_plan_is_one_that_can_run) {
+  for (int64_t hidden : {1, 16, 17, 128, 2048}) {
+    for (int64_t rows : {1, 2, 15, 64, 65, 1000}) {
+      for (int64_t steps : {1, 3, 100, 100000}) {
+        for (int threads : {1, 2, 3, 64}) {
+          for (int64_t directions : {1, 2}) {
+            const Plan plan = make_plan({40, hidden, 2, directions}, steps, rows, threads);
+            const int64_t blocks = (hidden + kUnits - 1) / kUnits;
+            CHECK(1 <= plan.slots && plan.slots <= threads);
+            CHECK(plan.slots <= (plan.by_rows ? rows : blocks * directions));
+            CHECK(1 <= plan.tile_rows && plan.tile_rows <= rows);
+            CHECK(plan.by_rows || plan.tile_rows == rows);
+            CHECK(1 <= plan.chunk_steps && plan.chunk_steps <= steps);
+            CHECK(plan.chunk_steps == 1 || plan.group_blocks >= blocks);
+            CHECK(plan.layer_steps == steps || (directions == 1 && plan.layer_steps >= 1 && plan.layer_steps < steps));
+          }
+        }
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace lstm_quant::testing
