@@ -100,12 +100,14 @@ const T* contiguous_data(const char* name, Tensor& tensor, ScalarType type, Shap
 
 // A contiguous CPU tensor, straight from the C shim: torch::stable::empty looks its operator up by name at every call.
 Tensor empty(const std::array<int64_t, 3>& sizes, ScalarType type) {
-  const std::array<int64_t, 3> strides{std::max<int64_t>(sizes[1], 1) * std::max<int64_t>(sizes[2], 1),
-                                       std::max<int64_t>(sizes[2], 1), 1};
+  std::array<int64_t, 3> strides{0, std::max<int64_t>(sizes[2], 1), 1};
   AtenTensorHandle handle = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-      3, sizes.data(), strides.data(), torch::stable::detail::to<int32_t>(torch::stable::detail::from(type)),
-      aoti_torch_device_type_cpu(), 0, &handle));
+  if (__builtin_mul_overflow(strides[1], std::max<int64_t>(sizes[1], 1), &strides[0]) ||
+      aoti_torch_empty_strided(3, sizes.data(), strides.data(),
+                               torch::stable::detail::to<int32_t>(torch::stable::detail::from(type)),
+                               aoti_torch_device_type_cpu(), 0, &handle) != AOTI_TORCH_SUCCESS) {
+    fail("cannot allocate a result of size ", to_string(sizes));
+  }
   return Tensor(handle);
 }
 

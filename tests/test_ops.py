@@ -207,3 +207,9 @@ def test_only_the_checked_evaluations_fuse_multiply_and_add() -> None:
         assert re.search(r"KernelsOf<.*>::(finish|evaluate)\b", function)
         # a rational function of degree 4 over 3 takes seven
         assert count % 7 == 0, f"{count} in {function}"
+
+
+@pytest.mark.parametrize("size", [(1, 2**58, INPUT), (2**40, 2**18, INPUT)])
+def test_results_that_no_memory_holds_are_an_error(layers: Layers, size: tuple[int, int, int]) -> None:
+    with pytest.raises(RuntimeError, match="cannot allocate a result of size"):
+        call(torch.zeros(1, 1, INPUT).expand(size), ops.pack(layers))
