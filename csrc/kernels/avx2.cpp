@@ -47,6 +47,7 @@ int32_t write_row(const uint8_t* values, size_t count, char* out) {
 
 struct MaskedDot {
   using V = Avx2;
+  using Weights = __m256i;
   using Sum = __m256i;
   struct Operand {
     __m256i magnitude;
@@ -54,10 +55,9 @@ struct MaskedDot {
   };
   static constexpr int kOperandBytes = 2 * kGroup;
   static constexpr int kMaxRows = 2;
-  static constexpr int kVectors = 4;
-  static constexpr int kRowVectors = 8;
   static constexpr int kSplit = 1;
 
+  static constexpr int vectors(int rows) { return rows > 1 ? 4 : 8; }
   static Operand operand(const char* p) {
     int32_t magnitude, mask;
     std::memcpy(&magnitude, p, kGroup);
@@ -68,10 +68,11 @@ struct MaskedDot {
     return first_sums<V>(block, column, block.offset + kMiddle, row_sum);
   }
   static Sum zero() { return _mm256_setzero_si256(); }
-  static Sum add(Sum sum, Operand operand, const char* weights) {
-    const __m256i masked = _mm256_xor_si256(load256(weights), operand.mask);
+  static Weights load(const char* p) { return load256(p); }
+  static Sum add(Sum sum, Operand operand, Weights weights) {
+    const __m256i masked = _mm256_xor_si256(weights, operand.mask);
     const __m256i pairs = _mm256_maddubs_epi16(operand.magnitude, masked);
-    return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+    return in_register(_mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1))));
   }
   static Sum join(Sum a, Sum b) { return _mm256_add_epi32(a, b); }
   static V::F total(Sum sum) { return V::to_float(sum); }
@@ -104,7 +105,7 @@ struct Isa {
   using V = Avx2;
   using Int8 = MaskedSums;
   using Wide = WideSums<WideDot<Avx2, 1>>;
-  using Float = DotSums<FloatDot<Avx2, 3, 4, 8>>;
+  using Float = DotSums<FloatDot<Avx2, 3, 4>>;
 };
 
 }  // namespace

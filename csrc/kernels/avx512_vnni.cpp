@@ -27,13 +27,13 @@ namespace {
 struct VnniDot {
   using V = Avx512;
   using Operand = __m512i;
+  using Weights = __m512i;
   using Sum = __m512i;
   static constexpr int kOperandBytes = kGroup;
-  static constexpr int kMaxRows = 4;
-  static constexpr int kVectors = 4;
-  static constexpr int kRowVectors = 4;
+  static constexpr int kMaxRows = 6;
   static constexpr int kSplit = 2;
 
+  static constexpr int vectors(int) { return 4; }
   static Operand operand(const char* p) {
     int32_t group;
     std::memcpy(&group, p, sizeof group);
@@ -43,8 +43,9 @@ struct VnniDot {
     return first_sums<V>(block, column, block.offset, 0);
   }
   static Sum zero() { return _mm512_setzero_si512(); }
-  static Sum add(Sum sum, Operand operand, const char* weights) {
-    return _mm512_dpbusd_epi32(sum, operand, _mm512_load_si512(weights));
+  static Weights load(const char* p) { return in_register(_mm512_load_si512(p)); }
+  static Sum add(Sum sum, Operand operand, Weights weights) {
+    return in_register(_mm512_dpbusd_epi32(sum, operand, weights));
   }
   static Sum join(Sum a, Sum b) { return _mm512_add_epi32(a, b); }
   static V::F total(Sum sum) { return V::to_float(sum); }
@@ -54,7 +55,7 @@ struct Isa {
   using V = Avx512;
   using Int8 = DotSums<VnniDot>;
   using Wide = WideSums<WideDot<Avx512, 2>>;
-  using Float = DotSums<FloatDot<Avx512, 4, 4, 4>>;
+  using Float = DotSums<FloatDot<Avx512, 4, 4>>;
 };
 
 }  // namespace

@@ -22,13 +22,13 @@ namespace {
 struct VnniDot {
   using V = Avx2;
   using Operand = __m256i;
+  using Weights = __m256i;
   using Sum = __m256i;
   static constexpr int kOperandBytes = kGroup;
-  static constexpr int kMaxRows = 3;
-  static constexpr int kVectors = 4;
-  static constexpr int kRowVectors = 8;
+  static constexpr int kMaxRows = 6;
   static constexpr int kSplit = 1;
 
+  static constexpr int vectors(int rows) { return rows > 2 ? 2 : rows > 1 ? 4 : 8; }
   static Operand operand(const char* p) {
     int32_t group;
     std::memcpy(&group, p, sizeof group);
@@ -38,8 +38,9 @@ struct VnniDot {
     return first_sums<V>(block, column, block.offset, 0);
   }
   static Sum zero() { return _mm256_setzero_si256(); }
-  static Sum add(Sum sum, Operand operand, const char* weights) {
-    return _mm256_dpbusd_avx_epi32(sum, operand, _mm256_load_si256(reinterpret_cast<const __m256i*>(weights)));
+  static Weights load(const char* p) { return in_register(_mm256_load_si256(reinterpret_cast<const __m256i*>(p))); }
+  static Sum add(Sum sum, Operand operand, Weights weights) {
+    return in_register(_mm256_dpbusd_avx_epi32(sum, operand, weights));
   }
   static Sum join(Sum a, Sum b) { return _mm256_add_epi32(a, b); }
   static V::F total(Sum sum) { return V::to_float(sum); }
@@ -49,7 +50,7 @@ struct Isa {
   using V = Avx2;
   using Int8 = DotSums<VnniDot>;
   using Wide = WideSums<WideDot<Avx2, 1>>;
-  using Float = DotSums<FloatDot<Avx2, 3, 4, 8>>;
+  using Float = DotSums<FloatDot<Avx2, 3, 4>>;
 };
 
 }  // namespace

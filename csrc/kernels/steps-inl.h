@@ -15,7 +15,7 @@
 namespace lstm_quant {
 
 constexpr size_t kTailVectors = 4;  // as many chains of dependent operations side by side
-constexpr size_t kChunkRows = 24;   // rows whose sums wait for the tail: a multiple of every tile's height
+constexpr size_t kChunkRows = 24;   // most rows whose sums wait for the tail
 static_assert(kChunkRows * kBlock * sizeof(float) <= 16384, "scratch_bytes has no room for so many sums");
 
 template <class Dot>
@@ -94,6 +94,12 @@ struct KernelsOf {
  private:
   static constexpr size_t kSumsBytes = kChunkRows * kBlock * sizeof(float);
 
+  // Rows of the next chunk, so that the last one is not left with a few.
+  static size_t chunk_rows(size_t left) {
+    const size_t chunks = (left + kChunkRows - 1) / kChunkRows;
+    return (left + chunks - 1) / chunks;
+  }
+
   // One row of sums of a block to one row of igates.
   static void finish_igates(const Projection& projection, int32_t block, const float* sums, float* igates) {
     const float* multipliers = projection.multipliers + block * kBlock;
@@ -110,8 +116,8 @@ struct KernelsOf {
   static void project_with(const ProjectArgs& args, const BlockSums& block_sums) {
     float* sums = static_cast<float*>(args.scratch);
     for (int32_t block = args.first_block; block < args.last_block; ++block) {
-      for (size_t row = 0; row < args.rows; row += kChunkRows) {
-        const size_t rows = args.rows - row < kChunkRows ? args.rows - row : kChunkRows;
+      for (size_t row = 0, rows; row < args.rows; row += rows) {
+        rows = chunk_rows(args.rows - row);
         block_sums(block, row, rows, sums);
         float* igates = args.igates + row * args.igates_stride + (block - args.first_block) * kBlock;
         for (size_t r = 0; r < rows; ++r) {
@@ -151,8 +157,8 @@ struct KernelsOf {
   template <CellForm kForm, class BlockSums>
   static void step_rows(const StepArgs& args, const BlockSums& block_sums, int32_t block) {
     float* sums = static_cast<float*>(args.scratch);
-    for (size_t row = 0; row < args.rows; row += kChunkRows) {
-      const size_t rows = args.rows - row < kChunkRows ? args.rows - row : kChunkRows;
+    for (size_t row = 0, rows; row < args.rows; row += rows) {
+      rows = chunk_rows(args.rows - row);
       block_sums(block, row, rows, sums);
       for (size_t column = 0; column < kUnits; column += V::kLanes) {
         const size_t unit = block * kUnits + column;

@@ -3,11 +3,13 @@
 //
 //   V                      the ISA's vector class
 //   kOperandBytes          bytes of an operand row that hold a group
-//   kMaxRows, kVectors     the largest tile, in rows and in vectors of columns
-//   kRowVectors, kSplit    the tile of a single row; its groups go to kSplit sums in turn, to hide the latency of one
+//   kMaxRows               rows of the highest tile
+//   vectors(rows)          vectors of columns in a tile of so many rows
+//   kSplit                 sums that the groups of a single row go to in turn, to hide the latency of one
 //   Operand operand(const char*)
 //   Sum start(const BlockWeights&, int column, int32_t row_sum)         for the vector that begins at `column`
-//   Sum zero(), Sum add(Sum, Operand, const char* weights), Sum join(Sum, Sum)
+//   Weights load(const char*)
+//   Sum zero(), Sum add(Sum, Operand, Weights), Sum join(Sum, Sum)
 //   V::F total(Sum)
 //
 // Include it inside the target region of an ISA.
@@ -51,8 +53,16 @@ inline __attribute__((always_inline)) typename V::I first_sums(const BlockWeight
   return V::add_product(V::set_i32(row_sum), V::load_i32(block.weight_sums + column), offset);
 }
 
+// Gives a vector a register of its own: g++ 12 would carry every sum of a tile twice around its loop, some in memory,
+// and fetch weights anew for every row.
+template <class Vector>
+inline __attribute__((always_inline)) Vector in_register(Vector v) {
+  asm("" : "+v"(v));
+  return v;
+}
+
 // Never inlined: g++ 12 spills the sums of a tile that it inlines into its caller.
-template <class Dot, int kRows, int kVectors, int kSplit, size_t kPrefetch>
+template <class Dot, int kRows, int kVectors, int kSplit>
 __attribute__((noinline)) void sum_tile(const OperandRows& rows, size_t first_row, const BlockWeights& block,
                                         int first_vector, float* sums) {
   using V = typename Dot::V;
@@ -74,18 +84,14 @@ __attribute__((noinline)) void sum_tile(const OperandRows& rows, size_t first_ro
   for (size_t group = 0; group < block.groups; group += kSplit) {
 #pragma GCC unroll 8
     for (int s = 0; s < kSplit; ++s) {
-      if constexpr (kPrefetch != 0) {
-        for (size_t line = 0; line < kVectors * kVectorBytes; line += kAlign) {
-          __builtin_prefetch(weights + kPrefetch + line);
-        }
-      }
+      typename Dot::Weights columns[kVectors];
+#pragma GCC unroll 8
+      for (int v = 0; v < kVectors; ++v) columns[v] = Dot::load(weights + v * kVectorBytes);
 #pragma GCC unroll 8
       for (int r = 0; r < kRows; ++r) {
         const auto values = Dot::operand(operand + r * stride);
 #pragma GCC unroll 8
-        for (int v = 0; v < kVectors; ++v) {
-          totals[s][r][v] = Dot::add(totals[s][r][v], values, weights + v * kVectorBytes);
-        }
+        for (int v = 0; v < kVectors; ++v) totals[s][r][v] = Dot::add(totals[s][r][v], values, columns[v]);
       }
       weights += kWeightBytes;
       operand += Dot::kOperandBytes;
@@ -106,13 +112,13 @@ __attribute__((noinline)) void sum_tile(const OperandRows& rows, size_t first_ro
 // The sums of `count` rows, 1 <= count <= kRows, all columns.
 template <class Dot, int kRows = Dot::kMaxRows>
 void sum_rows(const OperandRows& rows, size_t first_row, size_t count, const BlockWeights& block, float* sums) {
-  constexpr int kVectors = kRows == 1 ? Dot::kRowVectors : Dot::kVectors;
+  constexpr int kVectors = Dot::vectors(kRows);
   constexpr int kSplit = kRows == 1 ? Dot::kSplit : 1;
   if constexpr (kRows > 1) {
     if (count < kRows) return sum_rows<Dot, kRows - 1>(rows, first_row, count, block, sums);
   }
   for (int vector = 0; vector < kBlock / Dot::V::kLanes; vector += kVectors) {
-    sum_tile<Dot, kRows, kVectors, kSplit, 0>(rows, first_row, block, vector, sums);
+    sum_tile<Dot, kRows, kVectors, kSplit>(rows, first_row, block, vector, sums);
   }
 }
 
@@ -129,23 +135,22 @@ void sum_all_rows(const OperandRows& rows, size_t first_row, size_t count, const
 }
 
 // float32 operand and weights: k ascending, each product rounded before it is added.
-template <class Vector, int kTileRows, int kTileVectors, int kSingleVectors>
+template <class Vector, int kTileRows, int kTileVectors>
 struct FloatDot {
   using V = Vector;
   using Operand = typename V::F;
+  using Weights = typename V::F;
   using Sum = typename V::F;
   static constexpr int kOperandBytes = sizeof(float);
   static constexpr int kMaxRows = kTileRows;
-  static constexpr int kVectors = kTileVectors;
-  static constexpr int kRowVectors = kSingleVectors;
   static constexpr int kSplit = 1;
 
+  static constexpr int vectors(int) { return kTileVectors; }
   static Operand operand(const char* p) { return V::set(*reinterpret_cast<const float*>(p)); }
   static Sum start(const BlockWeights&, int, int32_t) { return zero(); }
   static Sum zero() { return V::set(0.0f); }
-  static Sum add(Sum sum, Operand operand, const char* weights) {
-    return V::add(sum, V::mul(operand, V::load(reinterpret_cast<const float*>(weights))));
-  }
+  static Weights load(const char* p) { return V::load(reinterpret_cast<const float*>(p)); }
+  static Sum add(Sum sum, Operand operand, Weights weights) { return V::add(sum, V::mul(operand, weights)); }
   static Sum join(Sum a, Sum) { return a; }
   static typename V::F total(Sum sum) { return sum; }
 };

@@ -35,15 +35,17 @@ struct WideDot {
   struct Operand {
     I high_even, high_odd, low_even, low_odd;
   };
+  struct Weights {
+    I even, odd;
+  };
   struct Sum {
     I high, low;
   };
   static constexpr int kOperandBytes = sizeof(WideGroup);
   static constexpr int kMaxRows = kTileRows;
-  static constexpr int kVectors = 4;
-  static constexpr int kRowVectors = 4;
   static constexpr int kSplit = 1;
 
+  static constexpr int vectors(int) { return 4; }
   static Operand operand(const char* p) {
     int32_t pairs[4];
     std::memcpy(pairs, p, sizeof pairs);
@@ -60,11 +62,13 @@ struct WideDot {
     return {V::load_i32(high), V::load_i32(low)};
   }
   static Sum zero() { return {V::set_i32(0), V::set_i32(0)}; }
-  static Sum add(const Sum& sum, const Operand& operand, const char* weights) {
-    const I group = V::load_i32(reinterpret_cast<const int32_t*>(weights));
-    const I even = V::even_bytes(group), odd = V::odd_bytes(group);
-    return {V::add_pairs(V::add_pairs(sum.high, operand.high_even, even), operand.high_odd, odd),
-            V::add_pairs(V::add_pairs(sum.low, operand.low_even, even), operand.low_odd, odd)};
+  static Weights load(const char* p) {
+    const I group = V::load_i32(reinterpret_cast<const int32_t*>(p));
+    return {V::even_bytes(group), V::odd_bytes(group)};
+  }
+  static Sum add(const Sum& sum, const Operand& operand, const Weights& weights) {
+    return {V::add_pairs(V::add_pairs(sum.high, operand.high_even, weights.even), operand.high_odd, weights.odd),
+            V::add_pairs(V::add_pairs(sum.low, operand.low_even, weights.even), operand.low_odd, weights.odd)};
   }
   static Sum join(const Sum& a, const Sum&) { return a; }
   static typename V::F total(const Sum& sum) {
