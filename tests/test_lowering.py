@@ -127,8 +127,8 @@ FLOAT = nn.LSTM(5, 8)
     [
         (FLOAT, "nothing to lower: it is an LSTM, which is float: use torch_lstm_quant.quantize"),
         (nn.Sequential(nn.Linear(2, 5), FLOAT), "nothing to lower: 1 is an LSTM, which is float"),
-        (tlq.prepare(FLOAT), "nothing to lower: it is a ObservedLSTM, which is observed: convert"),
-        (tlq.quantize(FLOAT, [X]), "nothing to lower: it is a LSTM, which is fused already"),
+        (tlq.prepare(FLOAT), "nothing to lower: it is an ObservedLSTM, which is observed: convert"),
+        (tlq.quantize(FLOAT, [X]), "nothing to lower: it is an LSTM, which is fused already"),
         (nn.Sequential(nn.Linear(2, 5), nn.ReLU()), "nothing to lower: found no LSTM, only Linear, ReLU, Sequential"),
     ],
 )

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.utils.rnn import PackedSequence
 
 States = tuple[Tensor, Tensor]
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Shape:
         hx: object,
         dtypes: Sequence[torch.dtype] = (torch.float32,),
         c_dtypes: Sequence[torch.dtype] | None = None,
+        device: torch.device = CPU,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """``x`` ``[T, B, input_size]`` and the states ``[num_layers * num_directions, B, hidden_size]`` of a call.
 
@@ -42,12 +44,13 @@ class Shape:
             hx: None or ``(h_0, c_0)``, each ``[num_layers * num_directions, B, hidden_size]``, without ``B`` if unbatched.
             dtypes: what ``input`` and the states may be.
             c_dtypes: what ``c_0`` may be, if that differs.
+            device: where the module is.
 
         Raises:
             TypeError: a value that is no tensor, a dtype, layout or device that is not supported.
             ValueError: a shape that ``nn.LSTM`` would refuse too.
         """
-        _check_tensor("input", input, dtypes)
+        _check_tensor("input", input, dtypes, device)
         assert isinstance(input, Tensor)
         if input.dim() not in (2, 3):
             raise ValueError(f"input must be 2-D (unbatched) or 3-D, got {input.dim()}-D {list(input.shape)}")
@@ -65,7 +68,7 @@ class Shape:
         return x, h0, self._state("c_0", hx[1], input, x.shape[1], c_dtypes or dtypes)
 
     def _state(self, name: str, state: object, input: Tensor, batch: int, dtypes: Sequence[torch.dtype]) -> Tensor:
-        _check_tensor(name, state, dtypes)
+        _check_tensor(name, state, dtypes, input.device)
         assert isinstance(state, Tensor)
         rows = self.num_layers * self.num_directions
         unbatched = input.dim() == 2
@@ -81,18 +84,27 @@ class Shape:
         return output.transpose(0, 1) if self.batch_first else output, (h_n, c_n)
 
 
-def _check_tensor(name: str, value: object, dtypes: Sequence[torch.dtype]) -> None:
+def _check_tensor(name: str, value: object, dtypes: Sequence[torch.dtype], device: torch.device) -> None:
     if isinstance(value, PackedSequence):
         raise TypeError(f"{name} must be a tensor, got PackedSequence: pad it (torch.nn.utils.rnn.pad_packed_sequence) first")
+    if isinstance(value, fx.Proxy):
+        raise TypeError(
+            f"{name} must be a tensor, got a Proxy: FX traces into the LSTM, which it must not. Name its class to it, with "
+            "PrepareCustomConfig().set_non_traceable_module_classes([torch_lstm_quant.LSTM])"
+        )
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
     if value.dtype not in dtypes:
         allowed = " or ".join(str(dtype) for dtype in dtypes)
         raise TypeError(f"{name} must be {allowed}, got {value.dtype}: convert it, e.g. with .to({dtypes[0]})")
-    if value.device.type not in ("cpu", "meta"):
-        raise TypeError(f"{name} must be on the CPU, got a tensor on {value.device}: move it with .cpu()")
-    if value.layout != torch.strided:
-        raise TypeError(f"{name} must be a dense tensor, got layout {value.layout}")
+    if value.device.type != device.type:
+        raise TypeError(
+            f"{name} must be on the {device.type} device, got a tensor on {value.device}: move it with .to({str(device)!r})"
+        )
+    if value.layout != torch.strided or value.is_nested:
+        raise TypeError(
+            f"{name} must be a dense tensor, got {'a nested one' if value.is_nested else f'layout {value.layout}'}"
+        )
 
 
 def run_cells(

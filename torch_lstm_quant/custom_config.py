@@ -52,6 +52,7 @@ def qconfig_mapping(
         TypeError: an argument of another type.
     """
     _check(qconfig, LSTMQConfig, "qconfig")
+    _check_classes(lstm_classes)
     mapping = copy.deepcopy(base) if base is not None else QConfigMapping()
     _check(mapping, QConfigMapping, "base")
     for lstm_class in lstm_classes:
@@ -76,6 +77,7 @@ def prepare_custom_config(
     Raises:
         TypeError: an argument of another type.
     """
+    _check_classes(lstm_classes)
     config = copy.deepcopy(base) if base is not None else PrepareCustomConfig()
     _check(config, PrepareCustomConfig, "base")
     for lstm_class in lstm_classes:
@@ -152,6 +154,11 @@ class Converter:
     def from_observed(self, observed: ObservedLSTM) -> nn.Module:
         reference = ReferenceLSTM.from_observed(observed)
         return lower_lstm(reference, observed.where) if self.backend == "fused" else reference
+
+
+def _check_classes(lstm_classes: Sequence[type[nn.LSTM]]) -> None:
+    if isinstance(lstm_classes, type) or not all(isinstance(c, type) and issubclass(c, nn.LSTM) for c in lstm_classes):
+        raise TypeError(f"lstm_classes must be subclasses of nn.LSTM, in a tuple or list, got {lstm_classes!r}")
 
 
 def _check(value: object, kind: type, name: str) -> None:

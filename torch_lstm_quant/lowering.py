@@ -38,7 +38,7 @@ def lower(module_or_model: nn.Module) -> nn.Module:
         path: module for path, module in module_or_model.named_modules() if isinstance(module, torch.ao.nn.quantized.LSTM)
     }
     if not references:
-        raise ValueError(f"nothing to lower: {_what_was_found(module_or_model)}")
+        raise ValueError(f"nothing to lower: {what_was_found(module_or_model)}")
     # what is replaced need not be copied: deepcopy takes the fused LSTMs for copies that it has already made
     fused = {id(module): lower_lstm(module, path or "LSTM") for path, module in references.items()}
     return copy.deepcopy(module_or_model, fused)
@@ -106,10 +106,11 @@ def _why_no_graph(cell: object, name: str) -> str:
     return f"found {type(cell).__name__}, {expected}: {advice}"
 
 
-def _what_was_found(model: nn.Module) -> str:
-    """Why a model without converted LSTMs has none, by what it has instead."""
+def what_was_found(model: nn.Module) -> str:
+    """What a model has in place of the LSTMs that it should have."""
     for path, module in model.named_modules():
-        name = f"{path or 'it'} is {'an' if isinstance(module, nn.LSTM) else 'a'} {type(module).__name__}"
+        kind = type(module).__name__
+        name = f"{path or 'it'} is {'an' if kind in ('LSTM', 'ObservedLSTM') else 'a'} {kind}"
         if isinstance(module, (LSTM, QuantizedBoundaryLSTM)):
             return f"{name}, which is fused already"
         if isinstance(module, torch.ao.nn.quantizable.LSTM):

@@ -63,12 +63,8 @@ class LSTM(nn.Module):
             TypeError, ValueError: a call that ``nn.LSTM`` would refuse too, or tensors that are not float32 on the CPU.
             RuntimeError: in training mode with an input or state that requires a gradient. (In eval mode none is returned.)
         """
-        x, h0, c0 = self._shape.unpack(input, hx)
-        if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, h0, c0)):
-            self._check_inference()
-            x, h0, c0 = x.detach(), *(None if state is None else state.detach() for state in (h0, c0))
-        output, h_n, c_n = ops.lstm(x, h0, c0, self._packed, self._shape)
-        return self._shape.repack(input.dim(), output, h_n, c_n)
+        x, h0, c0 = self._shape.unpack(input, hx, device=self._packed.device)
+        return self._shape.repack(input.dim(), *self._run(x, h0, c0))
 
     def forward_integers(self, input: Tensor, hx: States | None = None) -> tuple[Tensor, States]:
         """As ``forward``, on plain integers: those of the grids that ``cells()`` names.
@@ -92,11 +88,10 @@ class LSTM(nn.Module):
         if any(cell.ogate_cy is None for cell in cells):
             raise ValueError("integer output needs a grid for part ogate_cy of every cell, got float32")
         c_dtypes = INTEGERS if all(cell.cx for cell in cells) else (torch.float32,)
-        x, h0, c0 = self._shape.unpack(input, hx, INTEGERS, c_dtypes)
+        x, h0, c0 = self._shape.unpack(input, hx, INTEGERS, c_dtypes, self._packed.device)
         h_dtype = _common_dtype([cell.ogate_cy for cell in cells])
         c_dtype = _common_dtype([cell.fgate_cx_igate_cgate for cell in cells])
-        output, h_n, c_n = ops.lstm(x, h0, c0, self._packed, self._shape, h_dtype, c_dtype)
-        return self._shape.repack(input.dim(), output, h_n, c_n)
+        return self._shape.repack(input.dim(), *self._run(x, h0, c0, h_dtype, c_dtype))
 
     def cells(self) -> list[list[Cell]]:
         """The cells, layer by layer, each layer's directions in order: all qparams, integer weights and biases."""
@@ -111,11 +106,27 @@ class LSTM(nn.Module):
         words = [f"{self.input_size}, {self.hidden_size}"]
         defaults = {"num_layers": 1, "bidirectional": False, "batch_first": False, "dropout": 0.0}
         words += [f"{name}={getattr(self, name)}" for name, default in defaults.items() if getattr(self, name) != default]
+        if self._packed.is_meta:
+            return ", ".join(words)
         qparams = self.cells()[0][0].qparams
         parts = ("x", "ogate_cy", "fgate_cx_igate_cgate")
         words += [f"{part}={_width(getattr(qparams, part))}" for part in parts]
         words += [f"gates={_width(qparams.gates[0])}", f"weights={'int8' if qparams.weight_hh else 'float32'}"]
         return ", ".join([*words, f"kernel={ops.isa_active()}"])
+
+    def _run(
+        self,
+        x: Tensor,
+        h0: Tensor | None,
+        c0: Tensor | None,
+        h_dtype: torch.dtype | None = None,
+        c_dtype: torch.dtype | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The kernel, which gives no gradient."""
+        if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, h0, c0)):
+            self._check_inference()
+            x, h0, c0 = x.detach(), *(None if state is None else state.detach() for state in (h0, c0))
+        return ops.lstm(x, h0, c0, self._packed, self._shape, h_dtype, c_dtype)
 
     def _check_inference(self) -> None:
         if self.training:
@@ -150,18 +161,34 @@ class LSTM(nn.Module):
         qparams = unpack_grids(getattr(self, f"grids_{suffix}"), weight_grid("ih"), weight_grid("hh"))
         return Cell(qparams, *(getattr(self, f"{name}_{suffix}") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")))
 
-    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-        # the blob is derived from what was loaded; cells() refuses grids and weights that do not fit together
-        self._packed = ops.pack(self.cells())
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
+        error_msgs: list[str] = args[-1]
+        known_errors = len(error_msgs)
+        own = dict(self.named_buffers(remove_duplicate=False))
+        for name, buffer in own.items():
+            loaded = state_dict.get(prefix + name)
+            # copying would truncate floats to integers
+            if isinstance(loaded, Tensor) and loaded.dtype != buffer.dtype and not _are_floats(loaded, buffer):
+                error_msgs.append(f"{prefix}{name} must be {buffer.dtype}, got {loaded.dtype}: is it from a float LSTM?")
+        # loaded into copies, so that the module stays as it was where anything does not fit
+        self._buffers.update({name: buffer.clone() for name, buffer in own.items() if name != "_packed"})
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        try:
+            if not any(buffer.is_meta for name, buffer in self.named_buffers() if name != "_packed"):
+                self._packed = ops.pack(self.cells())
+        except ValueError as error:
+            error_msgs.append(f"{prefix.removesuffix('.') or 'LSTM'}: {error}")
+        if len(error_msgs) > known_errors:
+            self._buffers.update(own)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LSTM:
-        moved = fn(torch.zeros(1))
-        if moved.dtype != torch.float32 or moved.device.type not in ("cpu", "meta"):
-            raise TypeError(
-                f"a fused LSTM runs in integers and float32 on the CPU, cannot be moved to {moved.dtype} on {moved.device}: "
-                "move the model before quantizing, or its other modules one by one"
-            )
+        for dtype in (torch.float32, torch.uint8):
+            moved = fn(torch.zeros(1, dtype=dtype))
+            if moved.dtype != dtype or moved.device.type not in ("cpu", "meta"):
+                raise TypeError(
+                    f"a fused LSTM runs in integers and float32 on the CPU, cannot be moved to {moved.dtype} on {moved.device}"
+                    ": move the model before quantizing, or its other modules one by one"
+                )
         return super()._apply(fn, recurse)  # type: ignore[no-any-return, no-untyped-call]
 
 
@@ -179,6 +206,10 @@ def _check_layers(layers: Sequence[Sequence[Cell]]) -> None:
                     f"layer {index} direction {direction} must have input_size={needed}, hidden_size={hidden_size}, "
                     f"got {cell.input_size}, {cell.hidden_size}"
                 )
+
+
+def _are_floats(*tensors: Tensor) -> bool:
+    return all(tensor.is_floating_point() for tensor in tensors)
 
 
 def _common_dtype(grids: Sequence[QParams | None]) -> torch.dtype | None:

@@ -40,7 +40,7 @@ class ObservedLSTM(torch.ao.nn.quantizable.LSTM):
     """
 
     where: str
-    calls: int
+    calls: Tensor
 
     @classmethod
     def from_float(cls, other: nn.LSTM, qconfig: LSTMQConfig | None = None, where: str = "") -> ObservedLSTM:
@@ -52,7 +52,8 @@ class ObservedLSTM(torch.ao.nn.quantizable.LSTM):
             where: the module path, for messages.
 
         Raises:
-            ValueError: no ``LSTMQConfig``, ``proj_size``, or parameters that are not finite float32.
+            ValueError: no ``LSTMQConfig``, ``proj_size``, parameters that are not finite float32, or what would be dropped in
+                silence: a ``forward`` or hooks of the LSTM's own, overrides for layers that it does not have.
             TypeError: ``other`` is no ``nn.LSTM``.
         """
         if not isinstance(other, nn.LSTM):
@@ -65,6 +66,8 @@ class ObservedLSTM(torch.ao.nn.quantizable.LSTM):
                 "torch_lstm_quant.qconfig_mapping(qconfig, base), or name a default in prepare_custom_config(qconfig)"
             )
         _check_parameters(other, where)
+        _check_nothing_beside_cells(other, where)
+        _check_overrides(config, other, where)
 
         def cell(layer: int, direction: int) -> nn.Module:
             constructors = dict(config.for_cell(layer, DIRECTIONS[direction]).parts())
@@ -73,7 +76,9 @@ class ObservedLSTM(torch.ao.nn.quantizable.LSTM):
 
         observed: ObservedLSTM = _assemble(cls, other, cell)
         observed.qconfig = FLOAT_BOUNDARY  # type: ignore[assignment]
-        observed.where, observed.calls = where, 0
+        observed.where = where
+        # part of the state, as the ranges of the observers are
+        observed.register_buffer("calls", torch.zeros((), dtype=torch.int64))
         return observed.train(other.training)
 
     def forward(self, input: Tensor, hx: States | None = None) -> tuple[Tensor, States]:
@@ -151,6 +156,31 @@ def _check_parameters(lstm: nn.LSTM, where: str) -> None:
             raise ValueError(f"{where}: {name} must be torch.float32 on the CPU, got {got}: call float() and cpu() first")
         if not torch.isfinite(parameter).all():
             raise ValueError(f"{where}: {name} must be finite, got NaN or infinities")
+
+
+def _check_nothing_beside_cells(lstm: nn.LSTM, where: str) -> None:
+    """Refuse what an LSTM does beside running its cells, since what takes its place would not."""
+    if getattr(lstm.forward, "__func__", None) is not nn.LSTM.forward:
+        raise ValueError(
+            f"{where}: {type(lstm).__name__} overrides forward, which would be lost: let it contain an nn.LSTM instead of "
+            "being one, or leave it float"
+        )
+    if lstm._forward_hooks or lstm._forward_pre_hooks:
+        raise ValueError(
+            f"{where}: has forward hooks, which would be lost: remove them, those of weight_norm and pruning with "
+            "remove_weight_norm and prune.remove, and register others with the quantized LSTM"
+        )
+
+
+def _check_overrides(config: LSTMQConfig, lstm: nn.LSTM, where: str) -> None:
+    """Refuse a configuration for cells that an LSTM does not have."""
+    for (layer, direction), _ in config.overrides:
+        if (layer is not None and layer >= lstm.num_layers) or (direction == "backward" and not lstm.bidirectional):
+            raise ValueError(
+                f"{where}: its configuration overrides layer {'any' if layer is None else layer}, {direction or 'both'} "
+                f"direction, but it has {lstm.num_layers} layers and {2 if lstm.bidirectional else 1} direction(s), the first "
+                "layer being 0: correct that, or give this LSTM a configuration of its own"
+            )
 
 
 def _watch(cell: nn.Module) -> nn.Module:

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.ao.quantization import FixedQParamsObserver
 
+from torch_lstm_quant.qparams import MAX_STEPS, UNBOUNDED
+
 QUANTIZED_DTYPES = (torch.quint8, torch.qint8, torch.qint32)
 """Quantized with ``torch.quantize_per_tensor``, which saturates at the dtype's own limits."""
 
@@ -19,9 +21,6 @@ PLAIN_DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32)
 """Quantized with ``torch.ops.quantized_decomposed.quantize_per_tensor``, which clamps to the grid's limits."""
 
 WEIGHT_DTYPES = (torch.qint8, torch.int8)
-
-_MAX_STEPS = 1 << 16
-"""``quant_max - quant_min`` of a 16-bit grid that has one more value, so that -1, 0 and 1 all fit in steps of 2**-15."""
 
 Constructor = Callable[[], Any]
 
@@ -62,14 +61,17 @@ def make_observer(constructor: Constructor | None, place: str, *, weight: bool =
         weight: whether the part is a weight, which may have a grid a row.
 
     Raises:
-        TypeError: it is not a constructor, or does not make a module.
+        TypeError: it is not a constructor, fails, or does not make a module.
         ValueError: what it makes cannot be honoured: its dtype, its scheme or its limits.
     """
     if constructor is None:
         return None
     if isinstance(constructor, nn.Module) or not callable(constructor):
         raise TypeError(f"{place}: needs a constructor such as MinMaxObserver.with_args(...), got {constructor!r}")
-    module = constructor()
+    try:
+        module = constructor()
+    except Exception as error:  # whatever it raises, the user needs to know where
+        raise TypeError(f"{place}: its constructor failed: {error}") from error
     if not isinstance(module, nn.Module):
         raise TypeError(f"{place}: its constructor must make an observer or fake quantize, got {module!r}")
     observer = _observer_of(module)
@@ -82,7 +84,8 @@ def make_observer(constructor: Constructor | None, place: str, *, weight: bool =
         raise ValueError(
             f"{place}: {type(observer).__name__} has dtype {dtype}, needed one of {names} (uint16 is int32 with limits)"
         )
-    if getattr(observer, "is_dynamic", False) or not hasattr(observer, "calculate_qparams"):
+    has_limits = all(getattr(observer, limit, None) is not None for limit in ("quant_min", "quant_max"))
+    if getattr(observer, "is_dynamic", False) or not hasattr(observer, "calculate_qparams") or not has_limits:
         raise ValueError(f"{place}: {type(observer).__name__} finds no static grid; use one such as MinMaxObserver")
     scheme = getattr(observer, "qscheme", torch.per_tensor_affine)
     if scheme not in (torch.per_tensor_affine, torch.per_tensor_symmetric) and not (
@@ -146,10 +149,15 @@ def _limits(module: Any, place: str) -> tuple[int, int]:
         )
     # a scale that is given has a use for qint32 without limits; one that is derived from them has 32-bit steps
     unlimited = observer.dtype == torch.qint32 and limits == full and not hasattr(observer, "min_val")
-    if quant_max - quant_min > _MAX_STEPS and not unlimited:
+    if quant_max - quant_min > MAX_STEPS and not unlimited:
         raise ValueError(
             f"{place}: a grid has at most 16 bits, got quant_min={quant_min}, quant_max={quant_max}: "
             f"give {type(observer).__name__} nearer ones"
+        )
+    if max(-quant_min, quant_max) > UNBOUNDED and not unlimited:
+        raise ValueError(
+            f"{place}: quant_min and quant_max must lie within +-2**23, got {quant_min} and {quant_max}: "
+            f"give {type(observer).__name__} others"
         )
     return limits
 

@@ -56,6 +56,9 @@ def _fake_lstm(
     h_dtype: torch.dtype | None = None,
     c_dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    devices = {str(tensor.device) for tensor in (x, hx, cx, packed) if tensor is not None}
+    if len(devices) > 1:
+        raise RuntimeError(f"torch_lstm_quant: x, hx, cx and packed must be on one device, got {', '.join(sorted(devices))}")
     steps, rows = x.shape[:2]
     states = (num_layers * num_directions, rows, hidden_size)
     output = x.new_empty((steps, rows, num_directions * hidden_size), dtype=h_dtype or torch.float32)

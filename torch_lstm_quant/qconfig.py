@@ -91,10 +91,12 @@ class LSTMQConfig:
 
         Raises:
             ValueError: an unknown direction or a negative layer.
-            TypeError: an unknown part or a value that is no constructor.
+            TypeError: a layer that is no int, an unknown part or a value that is no constructor.
         """
         if direction not in (None, *DIRECTIONS):
             raise ValueError(f'direction must be "forward", "backward" or None, got {direction!r}')
+        if layer is not None and (isinstance(layer, bool) or not isinstance(layer, int)):
+            raise TypeError(f"layer must be an int, or None for all layers, got {layer!r}")
         if layer is not None and layer < 0:
             raise ValueError(f"layer must be 0 or more, or None for all layers, got {layer}")
         _check_parts(parts)

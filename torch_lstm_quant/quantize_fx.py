@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from torch_lstm_quant.custom_config import Converter
+from torch_lstm_quant.lowering import what_was_found
 from torch_lstm_quant.observed import ObservedLSTM
 from torch_lstm_quant.qconfig import LSTMQConfig
 
@@ -42,12 +43,13 @@ def quantize(
 
     Raises:
         ValueError: no LSTM, no batch, an LSTM that no batch reached, NaN or infinities in its inputs, an unknown backend.
-        TypeError: a model or configuration of the wrong type.
+        TypeError: a model, configuration or calibration of the wrong type.
         ImportError: ``progress=True`` without tqdm.
     """
     Converter(backend)  # an unknown backend is an error now, not after the calibration
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
+    _check_batches(calibration_batches)
     prepared = prepare(model, qconfig).eval()
     count = 0
     with torch.no_grad():
@@ -98,8 +100,7 @@ def _swap(model: nn.Module, kind: type[nn.Module], replace: Callable[[str, nn.Mo
     """A copy of ``model`` with what ``replace`` gives for each module of ``kind``, where that is not None."""
     found = {module: path for path, module in model.named_modules() if isinstance(module, kind)}
     if not found:
-        names = sorted({type(module).__name__ for module in model.modules()})
-        raise ValueError(f"the model must contain a {kind.__name__}, found only {', '.join(names)}")
+        raise ValueError(f"the model must contain a module of class {kind.__name__}: {what_was_found(model)}")
     swapped = {module: replace(path, module) for module, path in found.items()}
     # what is replaced need not be copied: deepcopy takes the replacements as the copies that it has already made
     return copy.deepcopy(model, {id(module): new for module, new in swapped.items() if new is not None})
@@ -126,7 +127,19 @@ def _chooser(model: nn.Module, qconfig: QConfigs) -> Callable[[str, nn.Module], 
         kinds = [kind for kind in type(module).__mro__ if kind in qconfig]
         return qconfig[kinds[0]] if kinds else qconfig.get("")
 
+    if lstms and not any(choose(path, module) for path, module in lstms.items()):
+        raise ValueError(f"qconfig must quantize at least one LSTM, got no configuration for {', '.join(map(repr, lstms))}")
     return choose
+
+
+def _check_batches(batches: object) -> None:
+    """A single batch can often be iterated over too, but along its first dimension, or over its keys."""
+    iterable = hasattr(batches, "__iter__") or hasattr(batches, "__getitem__")
+    if isinstance(batches, (Tensor, Mapping, str)) or not iterable:
+        raise TypeError(
+            f"calibration_batches must be an iterable of batches, got {type(batches).__name__}: "
+            "put a single batch into a list, [batch]"
+        )
 
 
 def _call(model: nn.Module, batch: Any) -> None:
