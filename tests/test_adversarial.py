@@ -270,6 +270,22 @@ class _Twice(nn.Module):
         return self.a(x)[0] + self.b(x)[0]  # type: ignore[no-any-return]
 
 
+EDITED_WEIGHTS: dict[str, tuple[Callable[[Any], object], str]] = {
+    "gone": (lambda linear: linear.register_parameter("weight", None), "found None as its weight"),
+    "float64": (lambda linear: linear.double(), r"found torch\.float64 as its weight"),
+    "zero point": (lambda linear: linear.weight_zero_point.fill_(300), "found a weight_zero_point of 300"),
+}
+
+
+@pytest.mark.parametrize("name", EDITED_WEIGHTS)
+def test_weights_of_a_converted_lstm_edited_by_hand(name: str) -> None:
+    edit, message = EDITED_WEIGHTS[name]
+    converted: Any = tlq.quantize(nn.LSTM(I, H), [X], backend="reference")
+    edit(converted.layers[0].layer_fw.cell.igates)
+    with pytest.raises(ValueError, match=f"layer 0.* forward.*, node 'igates': {message}"):
+        tlq.lower(converted)
+
+
 @pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated:DeprecationWarning")
 def test_fx_is_told_not_to_trace_into_a_fused_lstm(fused: tlq.LSTM) -> None:
     with pytest.raises(TypeError, match=r"set_non_traceable_module_classes\(\[torch_lstm_quant\.LSTM\]\)"):

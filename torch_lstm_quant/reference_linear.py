@@ -67,7 +67,11 @@ def read_linear(linear: nn.Module) -> Rows:
     Raises:
         ValueError: a weight that is not finite, that has no usable qparams, or that int8 values cannot hold.
     """
-    weight: Tensor = linear.weight.detach()  # type: ignore[operator]
+    found = linear.weight
+    if not isinstance(found, Tensor) or found.dtype != torch.float32:
+        what = found.dtype if isinstance(found, Tensor) else found
+        raise ValueError(f"found {what} as its weight, expected a torch.float32 tensor: convert the observed LSTM again")
+    weight = found.detach()
     if not torch.isfinite(weight).all():
         raise ValueError(
             "found NaN or infinities in its weight, expected finite values: repair the model and convert it again"
@@ -102,6 +106,13 @@ def _qparams(linear: ReferenceLinear) -> tuple[Tensor, Tensor]:
         )
     if not (torch.isfinite(scale).all() and (scale > 0).all()):
         raise ValueError("found a weight_scale that is zero, negative or not finite, expected a step: convert it again")
+    info = torch.iinfo(linear.weight_dtype)
+    outside = zero_point[(zero_point < info.min) | (zero_point > info.max)]
+    if outside.numel():
+        raise ValueError(
+            f"found a weight_zero_point of {outside.flatten()[0].item()}, expected one within {linear.weight_dtype}'s "
+            f"[{info.min}, {info.max}]: convert it again"
+        )
     return (
         scale.detach().to(torch.float32).reshape(-1).expand(rows).contiguous(),
         zero_point.detach().to(torch.int32).reshape(-1).expand(rows).contiguous(),
