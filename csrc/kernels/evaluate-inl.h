@@ -17,15 +17,15 @@ inline __attribute__((always_inline)) void rational_within(const Rational& r, ty
 #pragma GCC unroll 8
   for (int j = 0; j < N; ++j) {
     square[j] = V::mul(steps[j], steps[j]);
-    p[j] = V::set(r.p[4]);
-    q[j] = V::set(r.q[2]);
+    p[j] = V::set(r.p[kRationalDegree]);
+    q[j] = V::set(r.q[kRationalDegree]);
   }
-#pragma GCC unroll 4
-  for (int i = 3; i >= 0; --i) {
+#pragma GCC unroll 8
+  for (int i = kRationalDegree - 1; i >= 0; --i) {
 #pragma GCC unroll 8
     for (int j = 0; j < N; ++j) {
       p[j] = V::fma(p[j], square[j], V::set(r.p[i]));
-      if (i > 0) q[j] = V::fma(q[j], square[j], V::set(i > 1 ? r.q[i - 2] : 1.0f));
+      q[j] = V::fma(q[j], square[j], V::set(r.q[i]));
     }
   }
 #pragma GCC unroll 8
