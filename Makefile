@@ -62,10 +62,10 @@ $(VENV)/request: FORCE
 		|| { rm -rf $(VENV) && $(PYTHON) -m venv $(VENV) && echo '$(PYTHON) $(TORCH)' > $@; }
 
 $(VENV)/tools: $(VENV)/request Makefile
-	$(PIP) install $(TORCH) $(BUILD_TOOLS)
+	$(PIP) install --quiet $(TORCH) $(BUILD_TOOLS)
 	touch $@
 
 # Python sources are used where they are, so only what is compiled, or says what to install, makes this run again.
 $(VENV)/installed: $(VENV)/tools $(SOURCES)
-	$(PIP) install --no-build-isolation --editable '.[test,check,demo]'
+	$(PIP) install --quiet --no-build-isolation --editable '.[test,check,demo]'
 	touch $@
