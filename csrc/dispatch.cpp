@@ -10,6 +10,8 @@
 #include <cpuid.h>
 #endif
 
+#include "ieee_scope.h"
+
 namespace lstm_quant {
 namespace {
 
@@ -81,6 +83,7 @@ const Isa kIsas[] = {
 };
 
 bool is_exact(const Kernels& kernels, Evaluator evaluator) {
+  const IeeeScope ieee;
   for (int i = kLeastEvaluated; i <= kLargestEvaluated; ++i) {
     const auto steps = static_cast<float>(i);
     const float expected = scalar_evaluate(evaluator, steps);

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "cell_run.h"
+#include "ieee_scope.h"
 #include "plan.h"
 #include "team.h"
 
@@ -200,6 +201,7 @@ void Stack::run(Parallel& parallel) const {
 
   if (plan_.by_rows) {
     const auto work = [&](int begin, int end) {
+      const IeeeScope ieee;
       for (int slot = begin; slot < end; ++slot) {
         for (int64_t row = slot * plan_.tile_rows; row < call_.rows; row += plan_.slots * plan_.tile_rows) {
           run_tile(shared[slot], workspaces[slot], row, 0, 1);
@@ -211,6 +213,7 @@ void Stack::run(Parallel& parallel) const {
   }
   Team team(plan_.slots, plan_.patience);
   parallel.run(plan_.slots, [&](int begin, int end) {
+    const IeeeScope ieee;
     const int member = team.join(end - begin);
     if (member != Team::kTooLate) run_tile(shared[0], workspaces[member], 0, member, team.size());
   });
@@ -218,6 +221,7 @@ void Stack::run(Parallel& parallel) const {
 
 // What is left of a sequence without steps: the states that came in.
 void Stack::copy_states() const {
+  const IeeeScope ieee;
   const int64_t items = call_.rows * sizes_.hidden_size;
   std::vector<float> values(items);
   const auto copy = [&](const void* from, DType from_dtype, const Grid& from_grid, void* to, DType to_dtype,

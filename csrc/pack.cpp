@@ -7,6 +7,7 @@
 #include <string>
 #include <tuple>
 
+#include "ieee_scope.h"
 #include "kernels/scalar_evaluate.h"
 
 namespace lstm_quant {
@@ -245,6 +246,7 @@ void Packer::write_projection(const MatrixSource& source, const ProjectionRecord
 }
 
 void Packer::write(uint8_t* blob) const {
+  const IeeeScope ieee;
   std::memset(blob, 0, header_.bytes);
   std::memcpy(blob, &header_, sizeof header_);
   std::memcpy(blob + sizeof header_, records_.data(), records_.size() * sizeof(CellRecord));

@@ -100,9 +100,6 @@ def test_any_number_of_threads(threads: int) -> None:
     assert torch.equal(module(x)[0], want)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the kernel keeps the calling thread's floating-point mode: csrc must set it in every thread"
-)
 @pytest.mark.parametrize("threads", [1, 2])
 def test_denormals_are_kept_whatever_the_caller_does_with_them(threads: int) -> None:
     cell = Cell(tlq.CellQParams(), torch.zeros(1024, 1), torch.zeros(1024, 256), torch.zeros(1024), torch.zeros(1024))
