@@ -1,0 +1,199 @@
+// The kernels of every ISA that this machine can run, against the scalar ones: the same bits.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <vector>
+
+#include "blob.h"
+#include "check.h"
+#include "convert.h"
+#include "dispatch.h"
+#include "random_stack.h"
+
+namespace lstm_quant::testing {
+namespace {
+
+std::vector<const Kernels*> vector_kernels() {
+  auto kernels = usable_kernels();
+  kernels.pop_back();  // scalar
+  return kernels;
+}
+
+AlignedBytes zeros(size_t count) {
+  AlignedBytes bytes(round_up(count, kAlign));
+  std::memset(bytes.data(), 0, bytes.size());
+  return bytes;
+}
+
+float* floats(AlignedBytes& bytes) {
+  return reinterpret_cast<float*>(bytes.data());
+}
+
+// Operand rows of a projection: values of all kinds, and arbitrary ones beyond its depth, where rows may be read.
+struct Operand {
+  Operand(Dice& dice, const Projection& projection, const Grid& grid, size_t rows)
+      : stride(round_up(projection.padded_depth * operand_item_bytes(projection.sums), kAlign)),
+        bytes(zeros(rows * stride)) {
+    for (size_t row = 0; row < rows; ++row) fill(dice, projection.sums, grid, bytes.data() + row * stride);
+  }
+
+  void fill(Dice& dice, Sums sums, const Grid& grid, uint8_t* row) const {
+    const int64_t kind = dice.integer(0, 4), base = dice.integer(0, 128);
+    for (size_t i = 0; i < stride / operand_item_bytes(sums); ++i) {
+      const int64_t bytes_of[] = {0, 255, dice.integer(0, 1) * 255, base + dice.integer(0, 127), dice.integer(0, 255)};
+      if (sums == Sums::kInt8) row[i] = static_cast<uint8_t>(bytes_of[kind]);
+      if (sums == Sums::kWide) {
+        const auto low = static_cast<int64_t>(grid.low), high = static_cast<int64_t>(grid.high);
+        const int64_t steps[] = {low, high, dice.chance(0.5) ? low : high, 0, dice.integer(low, high)};
+        reinterpret_cast<int32_t*>(row)[i] = static_cast<int32_t>(steps[kind]);
+      }
+      if (sums == Sums::kFloat) {
+        reinterpret_cast<float*>(row)[i] = dice.real(-1, 1) * (dice.chance(0.1) ? 1e4f : 1.0f);
+      }
+    }
+  }
+
+  size_t stride;
+  AlignedBytes bytes;
+};
+
+// What a step gives, in arrays of exactly their size.
+struct Outcome {
+  AlignedBytes igates, c, h;
+  std::vector<float> output;
+};
+
+bool same_floats(const float* a, const float* b, size_t count) {
+  for (size_t i = 0; i < count; ++i) {
+    if (std::memcmp(a + i, b + i, sizeof *a) != 0 && !(std::isnan(a[i]) && std::isnan(b[i]))) return false;
+  }
+  return true;
+}
+
+struct Case {
+  size_t rows;
+  int32_t first_block, last_block;
+  bool descending;
+};
+
+Outcome run(const Kernels& kernels, const Cell& cell, const Case& one, const Operand& x, const Operand& h,
+            const AlignedBytes& c) {
+  const size_t stride = static_cast<size_t>(one.last_block - one.first_block) * kBlock;
+  const size_t c_stride = static_cast<size_t>(cell.blocks) * kUnits;
+  const size_t depth = std::max(cell.input.padded_depth, cell.hidden.padded_depth);
+  const size_t h_stride = round_up(c_stride * operand_item_bytes(cell.hidden.sums), kAlign);
+  Outcome outcome{zeros(one.rows * stride * sizeof(float)), c, zeros(one.rows * h_stride),
+                  std::vector<float>(one.rows * cell.hidden_size, -7.0f)};
+  // the operand's rows are as wide as those of whole blocks, which hold what a step writes
+  AlignedBytes h_now = zeros(one.rows * h_stride);
+  for (size_t row = 0; row < one.rows; ++row) {
+    std::memcpy(h_now.data() + row * h_stride, h.bytes.data() + row * h.stride, std::min(h.stride, h_stride));
+  }
+  AlignedBytes scratch(scratch_bytes(one.rows, depth));
+  kernels.project({&cell.input, one.rows, x.bytes.data(), x.stride, floats(outcome.igates), stride, one.first_block,
+                   one.last_block, scratch.data()});
+  kernels.step({&cell, one.rows, h_now.data(), h_stride, floats(outcome.igates), stride, floats(outcome.c), c_stride,
+                outcome.h.data(), outcome.output.data(), static_cast<size_t>(cell.hidden_size), one.first_block,
+                one.last_block, one.descending, scratch.data()});
+  return outcome;
+}
+
+AlignedBytes random_states(Dice& dice, const Cell& cell, size_t rows) {
+  AlignedBytes c = zeros(rows * cell.blocks * kUnits * sizeof(float));
+  const float specials[] = {std::numeric_limits<float>::infinity(), -std::numeric_limits<float>::infinity(),
+                            std::numeric_limits<float>::quiet_NaN(), -0.0f, 1e-40f};
+  for (size_t i = 0; i < c.size() / sizeof(float); ++i) {
+    floats(c)[i] = dice.chance(0.01) ? specials[dice.integer(0, 4)] : dice.real(-4, 4);
+  }
+  return c;
+}
+
+void compare(Dice& dice, Style style, int64_t input_size, int64_t hidden_size, size_t rows) {
+  const RandomStack stack(dice, {input_size, hidden_size, 1, 1}, style);
+  const AlignedBytes bytes = stack.pack();
+  const BoundCell bound = Blob(bytes.data(), bytes.size()).cell(0);
+  Cell plain = bound.cell;
+  for (Function& function : plain.functions) function.evaluator = Evaluator::kNone;
+  const auto first = static_cast<int32_t>(dice.chance(0.5) ? 0 : dice.integer(0, plain.blocks - 1));
+  const auto last = static_cast<int32_t>(dice.chance(0.5) ? plain.blocks : dice.integer(first + 1, plain.blocks));
+  const Case one{rows, first, last, dice.chance(0.5)};
+  const Operand x(dice, plain.input, bound.x, rows), h(dice, plain.hidden, plain.hx, rows);
+  const AlignedBytes c = random_states(dice, plain, rows);
+  const Outcome want = run(kScalarKernels, plain, one, x, h, c);
+  for (const Kernels* kernels : vector_kernels()) {
+    const Outcome got = run(*kernels, bound.cell, one, x, h, c);
+    const auto check = [&](bool same, const char* what) {
+      CHECK(same) << "in " << what << " of " << kernels->name << ", style " << static_cast<int>(style) << ", "
+                  << input_size << " -> " << hidden_size << ", " << rows << " rows, blocks " << first << " to " << last;
+    };
+    const auto values = [](const AlignedBytes& b) { return reinterpret_cast<const float*>(b.data()); };
+    check(same_floats(values(want.igates), values(got.igates), want.igates.size() / sizeof(float)), "igates");
+    check(same_floats(values(want.c), values(got.c), want.c.size() / sizeof(float)), "c");
+    check(same_floats(want.output.data(), got.output.data(), want.output.size()), "output");
+    const bool is_float = plain.hidden.sums == Sums::kFloat;
+    check(is_float ? same_floats(values(want.h), values(got.h), want.h.size() / sizeof(float))
+                   : std::memcmp(want.h.data(), got.h.data(), want.h.size()) == 0,
+          "the operand for h");
+  }
+}
+
+TEST(every_isa_projects_and_steps_as_scalar_does) {
+  Dice dice(21);
+  for (const Style style : kStyles) {
+    for (size_t rows = 1; rows <= 9; ++rows) {
+      compare(dice, style, dice.integer(1, 70), dice.integer(1, 40), rows);
+      compare(dice, style, dice.integer(1, 9), dice.integer(60, 140), rows);
+    }
+    for (const size_t rows : {23, 24, 25, 49}) compare(dice, style, dice.integer(1, 40), dice.integer(1, 40), rows);
+    for (int64_t size = 1; size <= 20; ++size) compare(dice, style, size, size, 1);
+    compare(dice, style, 600, 130, 3);
+  }
+}
+
+TEST(evaluations_are_exact_on_every_isa) {
+  for (const Kernels* kernels : vector_kernels()) {
+    const CheckedKernels checked = check_evaluators(*kernels);
+    for (int i = 1; i < kEvaluators; ++i) CHECK(checked.exact[i]) << kernels->name << ", evaluation " << i;
+  }
+}
+
+// Products at the limits of uint8 and int8, whose sums in int16 would be cut.
+TEST(extreme_products_are_summed_exactly) {
+  constexpr int kDepth = 72;
+  AlignedBytes weights = zeros(kDepth * kBlock + kAlign), sums = zeros(kBlock * 4 + kAlign),
+               ones = zeros(kBlock * 4 + kAlign), biases = zeros(kBlock * 4 + kAlign);
+  std::fill_n(floats(ones), kBlock, 1.0f);
+  Projection projection;
+  projection.sums = Sums::kInt8;
+  projection.depth = projection.padded_depth = kDepth;
+  projection.weights = weights.data();
+  projection.block_bytes = kDepth * kBlock;
+  projection.weight_sums = reinterpret_cast<const int32_t*>(sums.data());
+  projection.multipliers = floats(ones);
+  projection.biases = floats(biases);
+  for (const int weight : {-128, -127, 127, 1}) {
+    std::memset(weights.data(), weight, kDepth * kBlock);
+    std::fill_n(reinterpret_cast<int32_t*>(sums.data()), kBlock, weight * kDepth);
+    for (const int value : {0, 1, 127, 128, 129, 255}) {
+      for (const int offset : {0, -255, 128}) {
+        projection.offset = offset;
+        AlignedBytes operand = zeros(2 * 128), igates = zeros(2 * kBlock * sizeof(float));
+        std::memset(operand.data(), value, operand.size());
+        for (const Kernels* kernels : usable_kernels()) {
+          for (const size_t rows : {1, 2}) {
+            AlignedBytes scratch(scratch_bytes(rows, kDepth));
+            kernels->project({&projection, rows, operand.data(), 128, floats(igates), kBlock, 0, 1, scratch.data()});
+            for (size_t i = 0; i < rows * kBlock; ++i) {
+              CHECK(floats(igates)[i] == static_cast<float>((value + offset) * weight * kDepth))
+                  << kernels->name << ": " << value << " + " << offset << " times " << weight;
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace lstm_quant::testing
