@@ -31,6 +31,14 @@ from torch_lstm_quant import reference
 from torch_lstm_quant.qparams import GATES, PARTS, WEIGHTS, QParams
 from torch_lstm_quant.reference_graph import ReadCell, read_cell
 
+torchs_warnings = pytest.mark.filterwarnings(
+    "ignore:torch.quantize_per_tensor, torch.quantize_per_channel:UserWarning",
+    "ignore:All inputs of this cat operator must share:UserWarning",
+    "ignore:QConfig must specify a FixedQParamsObserver:UserWarning",
+    "ignore:Please use quant_min and quant_max to specify the range:UserWarning",
+)
+"""Hides what torch's own flow says: that its quantized tensors will go, and of what it does itself."""
+
 FLOAT32 = PlaceholderObserver.with_args(dtype=torch.float32)
 QUANTIZED_LIMITS = {torch.quint8: (0, 255), torch.qint8: (-128, 127)}
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from converted_lstms import torchs_warnings
 from torch import Tensor, nn
 from torch.ao.quantization import QConfigMapping, get_default_qat_qconfig, get_default_qconfig, get_default_qconfig_mapping
 from torch.ao.quantization.backend_config import BackendConfig, get_native_backend_config
@@ -17,7 +18,7 @@ from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx, prepare_qa
 import torch_lstm_quant as tlq
 from torch_lstm_quant import lstm_utils
 
-pytestmark = pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated", "ignore:Please use quant_min")
+pytestmark = torchs_warnings
 X = torch.randn(6, 3, 5, generator=torch.Generator().manual_seed(0))
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from converted_lstms import TORCHS_OWN_CONSTRUCTORS, converted_model, mixed_lstm, torchs
+from converted_lstms import TORCHS_OWN_CONSTRUCTORS, converted_model, mixed_lstm, torchs, torchs_warnings
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -21,13 +21,7 @@ from torch_lstm_quant.observed import ObservedLSTM, ReferenceLSTM
 from torch_lstm_quant.qconfig import LSTMQConfig
 from torch_lstm_quant.reference_graph import read_cell
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor, torch.quantize_per_channel:UserWarning"),
-    pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:All inputs of this cat operator must share:UserWarning"),
-    pytest.mark.filterwarnings("ignore:QConfig must specify a FixedQParamsObserver:UserWarning"),
-    pytest.mark.filterwarnings("ignore:Please use quant_min and quant_max to specify the range:UserWarning"),
-]
+pytestmark = torchs_warnings
 
 
 def edited(edit: Callable[[GraphModule, dict[str, Node]], object]) -> GraphModule:

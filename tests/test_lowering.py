@@ -14,6 +14,7 @@ from converted_lstms import (
     model_inputs,
     read_layers,
     torchs,
+    torchs_warnings,
 )
 from torch import nn
 from torch.ao.quantization import PlaceholderObserver, QConfig, default_qconfig, default_weight_observer
@@ -24,13 +25,7 @@ from torch_lstm_quant import reference
 from torch_lstm_quant.lowering import lower_lstm
 from torch_lstm_quant.quantized_adapter import QuantizedBoundaryLSTM
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor, torch.quantize_per_channel:UserWarning"),
-    pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:All inputs of this cat operator must share:UserWarning"),
-    pytest.mark.filterwarnings("ignore:QConfig must specify a FixedQParamsObserver:UserWarning"),
-    pytest.mark.filterwarnings("ignore:Please use quant_min and quant_max to specify the range:UserWarning"),
-]
+pytestmark = torchs_warnings
 
 PRESETS = ("int8", "int8_gates16", "fixed16", "all_int8")
 X = torch.randn(12, 3, 5, generator=torch.Generator().manual_seed(0))

@@ -49,12 +49,6 @@ from torch_lstm_quant.qconfig import LSTMQConfig
 from torch_lstm_quant.qparams import PER_GATE_PARTS, CellQParams, QParams, WeightQParams
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    """Tensors as small as these only lose time in torch's thread pool."""
-    torch.set_num_threads(1)
-
-
 @no_warnings
 class TestFloat:
     @given(

@@ -41,12 +41,6 @@ from torch.ao.quantization.fx import lstm_utils as upstream
 from torch_lstm_quant import lstm_utils as ours
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    """Tensors as small as these only lose time in torch's thread pool."""
-    torch.set_num_threads(1)
-
-
 @no_warnings
 class TestBackendConfig:
     @pytest.mark.parametrize(

@@ -37,13 +37,6 @@ from torch.fx import GraphModule
 
 from torch_lstm_quant import lstm_utils as ours
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    """Tensors as small as these only lose time in torch's thread pool."""
-    torch.set_num_threads(1)
-
-
 TORCHS_DEFECT = pytest.mark.xfail(strict=True, raises=AssertionError, reason="torch's defect")
 
 

@@ -31,12 +31,6 @@ from torch_lstm_quant import lstm_utils as ours
 from torch_lstm_quant.qconfig import LSTMQConfig
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    """Tensors as small as these only lose time in torch's thread pool."""
-    torch.set_num_threads(1)
-
-
 @no_warnings
 class TestTraining:
     QCONFIG = QConfig(

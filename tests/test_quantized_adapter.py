@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from converted_lstms import assert_near, converted_model, grid_of, ours, torchs
+from converted_lstms import assert_near, converted_model, grid_of, ours, torchs, torchs_warnings
 from torch import Tensor
 from torch.ao.quantization import MinMaxObserver
 
@@ -19,12 +19,7 @@ import torch_lstm_quant as tlq
 from torch_lstm_quant import reference
 from torch_lstm_quant.quantized_adapter import QuantizedBoundaryLSTM
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor, torch.quantize_per_channel:UserWarning"),
-    pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:All inputs of this cat operator must share:UserWarning"),
-    pytest.mark.filterwarnings("ignore:QConfig must specify a FixedQParamsObserver:UserWarning"),
-]
+pytestmark = torchs_warnings
 
 INPUT, HIDDEN, BATCH = 6, 7, 4
 States = tuple[Tensor, Tensor] | None

@@ -19,6 +19,7 @@ from converted_lstms import (
     torchs,
     torchs_own_functions,
     torchs_own_rounding,
+    torchs_warnings,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -33,13 +34,7 @@ from torch_lstm_quant.qconfig import LSTMQConfig
 from torch_lstm_quant.qparams import GATES, UNBOUNDED, QParams
 from torch_lstm_quant.reference_graph import read_cell
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor, torch.quantize_per_channel:UserWarning"),
-    pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:All inputs of this cat operator must share:UserWarning"),
-    pytest.mark.filterwarnings("ignore:QConfig must specify a FixedQParamsObserver:UserWarning"),
-    pytest.mark.filterwarnings("ignore:Please use quant_min and quant_max to specify the range:UserWarning"),
-]
+pytestmark = torchs_warnings
 
 SEEDS = st.integers(0, 2**31)
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from converted_lstms import torchs_warnings
 from torch import nn
 from torch.ao.quantization import FixedQParamsObserver, get_default_qconfig_mapping
 from torch.ao.quantization.backend_config import BackendConfig, DTypeConfig, get_qnnpack_backend_config
@@ -22,12 +23,7 @@ from torch.fx import GraphModule
 
 from torch_lstm_quant.lstm_utils import _get_lstm_with_individually_observed_parts, _get_reference_quantized_lstm_module
 
-# torch's own flow creates quantized tensors around the LSTM and says that they, and it, will go
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor, torch.quantize_per_channel:UserWarning"),
-    pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:Please use quant_min and quant_max to specify the range:UserWarning"),
-]
+pytestmark = torchs_warnings
 
 STEPS, BATCH, SIZE = 5, 3, 50
 
@@ -53,12 +49,6 @@ EXPECTED: dict[str, tuple[float | None, int | None, torch.dtype]] = {
     "mul_2": (2**-7, 2**7, torch.quint8),
 }
 """Scale, zero point and dtype of the quantize that follows each node of the cell (None: as calibrated)."""
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    """Tensors as small as these only lose time in torch's thread pool."""
-    torch.set_num_threads(1)
 
 
 def example_inputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
