@@ -365,7 +365,7 @@ class TestBoundary:
     def test_refuses_states_of_another_shape_and_no_steps(self) -> None:
         converted = convert(float_lstm(), data())
         state = torch.zeros(1, 1, HIDDEN)
-        with pytest.raises(ValueError, match=r"states \[1, 3, 6\], got 7 steps, h_0 \[1, 1, 6\]"):
+        with pytest.raises(ValueError, match=r"states \[1, 3, 6\], got h_0 \[1, 1, 6\] and c_0 \[1, 1, 6\]"):
             converted(data(), (state, state))
         with pytest.raises(ValueError, match="at least one step"):
             converted(data(0, BATCH, INPUT))

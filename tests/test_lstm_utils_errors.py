@@ -84,7 +84,7 @@ class TestErrors:
     def test_an_impossible_scale(self, scale: float) -> None:
         lstm = float_lstm(num_layers=2, bidirectional=True)
         constructor = Broken.with_args(scale=scale, dtype=torch.uint8)
-        with pytest.raises(ValueError, match="LSTM layer 0, forward direction, part forget_gate: its scale must be"):
+        with pytest.raises(ValueError, match="LSTM, layer 0, forward direction, part forget_gate: its scale must be"):
             convert(lstm, data(), forget_gate_obs_ctr=constructor)
 
     @pytest.mark.parametrize("zero_point", [-1, 256])

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 
 import torch
 from torch import nn
 from torch.fx import GraphModule
 
+from torch_lstm_quant.cell_stack import cell_name, cells_of
 from torch_lstm_quant.modules import LSTM
 from torch_lstm_quant.quantized_adapter import QuantizedBoundaryLSTM
-from torch_lstm_quant.reference_graph import read_cell
-
-_DIRECTIONS = {"layer_fw": "forward", "layer_bw": "backward"}
+from torch_lstm_quant.reference_graph import ReadCell, read_cell
 
 
 def lower(module_or_model: nn.Module) -> nn.Module:
@@ -54,7 +52,10 @@ def lower_lstm(reference: nn.Module, where: str) -> LSTM | QuantizedBoundaryLSTM
     Raises:
         ValueError: as :func:`lower`.
     """
-    layers = [[read_cell(cell, place) for cell, place in cells] for cells in _cells(reference, where)]
+    layers = [
+        [_read(cell, cell_name(where, layer, direction)) for direction, cell in enumerate(cells)]
+        for layer, cells in enumerate(cells_of(reference))
+    ]
     outside = {read.outside for cells in layers for read in cells}
     batch_first, dropout = bool(reference.batch_first), float(reference.dropout)  # type: ignore[arg-type]
     try:
@@ -73,22 +74,14 @@ def lower_lstm(reference: nn.Module, where: str) -> LSTM | QuantizedBoundaryLSTM
     )
 
 
-def _cells(reference: nn.Module, where: str) -> Iterator[list[tuple[GraphModule, str]]]:
-    """The cells of each layer, with the place of each for messages."""
-    directions = list(_DIRECTIONS) if reference.bidirectional else ["layer_fw"]
-    for index, layer in enumerate(reference.layers):  # type: ignore[arg-type]
-        cells = []
-        for name in directions:
-            place = f"{where}, layer {index}, {_DIRECTIONS[name]} direction"
-            cell = getattr(getattr(layer, name, None), "cell", None)
-            if not isinstance(cell, GraphModule):
-                raise ValueError(f"{place}: {_why_no_graph(cell, name)}")
-            cells.append((cell, place))
-        yield cells
+def _read(cell: object, place: str) -> ReadCell:
+    if not isinstance(cell, GraphModule):
+        raise ValueError(f"{place}: {_why_no_graph(cell)}")
+    return read_cell(cell, place)
 
 
-def _why_no_graph(cell: object, name: str) -> str:
-    expected = f"expected a converted cell's GraphModule at {name}.cell"
+def _why_no_graph(cell: object) -> str:
+    expected = "expected a converted cell's GraphModule"
     advice = "use torch_lstm_quant.prepare and convert, or both functions of torch_lstm_quant.lstm_utils"
     linear = getattr(cell, "igates", None)
     if isinstance(linear, nn.ModuleDict):

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.ao.nn.quantizable import LSTMCell
 from torch.ao.quantization import FakeQuantize, FakeQuantizeBase, QConfig
 from torch.ao.quantization.backend_config import BackendConfig
 from torch.ao.quantization.utils import activation_is_statically_quantized
 
 from torch_lstm_quant.cell_graph import PARTS, SHARED, WEIGHTS, convert_cell, observe_cell
+from torch_lstm_quant.cell_stack import assemble, cell_name, cells_of, float_cell, run_cells
 from torch_lstm_quant.observed_grid import Constructor, without_warning
 
 _GROUPS = {
@@ -124,11 +124,10 @@ def _get_lstm_with_individually_observed_parts(
     constructors = _with_defaults(asked, _quiet_qconfig(float_lstm), quantized_boundary)
 
     def cell(layer: int, direction: int) -> nn.Module:
-        where = _where(layer, direction)
-        cell = _float_cell(float_lstm, layer, direction, split_gates)
+        cell, where = float_cell(float_lstm, layer, direction, split_gates), cell_name("LSTM", layer, direction)
         return observe_cell(cell, constructors, where, backend_config, quantized_boundary)
 
-    observed: torch.ao.nn.quantizable.LSTM = _assemble(torch.ao.nn.quantizable.LSTM, float_lstm, cell)
+    observed: torch.ao.nn.quantizable.LSTM = assemble(torch.ao.nn.quantizable.LSTM, float_lstm, cell)
     for layer in list(observed.layers)[1:] if float_lstm.dropout else []:
         layer.register_forward_pre_hook(_DropoutBefore(float_lstm.dropout))
     observed.qconfig = float_lstm.qconfig
@@ -157,13 +156,13 @@ def _get_reference_quantized_lstm_module(
         ValueError: a cell that is not observed; an observer that never ran, that saw NaN or infinities, or that gives an
             impossible grid; a dtype that the backend config does not allow. The message names layer, direction and part.
     """
-    quantized_boundary = _has_quantized_boundary(observed_lstm)
+    cells, quantized_boundary = cells_of(observed_lstm), _has_quantized_boundary(observed_lstm)
 
     def cell(layer: int, direction: int) -> nn.Module:
-        cell = _directions(observed_lstm.layers[layer])[direction].cell
-        return convert_cell(cell, _where(layer, direction), backend_config, quantized_boundary)
+        where = cell_name("LSTM", layer, direction)
+        return convert_cell(cells[layer][direction], where, backend_config, quantized_boundary)
 
-    reference: ReferenceLSTM = _assemble(ReferenceLSTM, observed_lstm, cell)
+    reference: ReferenceLSTM = assemble(ReferenceLSTM, observed_lstm, cell)
     return reference.eval()
 
 
@@ -191,31 +190,17 @@ class ReferenceLSTM(torch.ao.nn.quantized.LSTM):
         """
         if self.batch_first:
             x = x.transpose(0, 1)
-        cells = [direction for layer in self.layers for direction in _directions(layer)]
-        shape = (len(cells), x.shape[1], self.hidden_size)
-        # floats do in either form: zero is on every grid, and a cell's dequantize() leaves floats as they are
-        h_0, c_0 = (torch.zeros(shape), torch.zeros(shape)) if hidden is None else hidden
-        if not x.shape[0] or h_0.shape != shape or c_0.shape != shape:
-            raise ValueError(
-                f"needed at least one step and states {list(shape)}, got {x.shape[0]} steps, "
-                f"h_0 {list(h_0.shape)} and c_0 {list(c_0.shape)}"
-            )
-        h_n: list[Tensor] = []
-        c_n: list[Tensor] = []
+        cells = cells_of(self)
+        needed = (len(cells) * len(cells[0]), x.shape[1], self.hidden_size)
+        if not x.shape[0]:
+            raise ValueError("needed at least one step, got none")
+        if hidden is not None and (hidden[0].shape != needed or hidden[1].shape != needed):
+            raise ValueError(f"needed states {list(needed)}, got h_0 {list(hidden[0].shape)} and c_0 {list(hidden[1].shape)}")
+        h_0, c_0 = (None, None) if hidden is None else hidden
         # torch warns that quantized tensors will go: they are what torch.ao's reference form is made of
         with without_warning("torch.quantize_per_tensor, torch.quantize_per_channel"):
-            for layer in self.layers:
-                outputs = []
-                for direction, cells_over_time in enumerate(_directions(layer)):
-                    index = len(h_n)
-                    steps = x.flip(0) if direction else x
-                    output, (h, c) = cells_over_time(steps, (h_0[index], c_0[index]))
-                    outputs.append(output.flip(0) if direction else output)
-                    h_n.append(h)
-                    c_n.append(c)
-                x = _join(torch.cat, outputs, -1)
-            states = _join(torch.stack, h_n, 0), _join(torch.stack, c_n, 0)
-        return (x.transpose(0, 1) if self.batch_first else x), states
+            output, h_n, c_n = run_cells(cells, x, h_0, c_0, self.hidden_size)
+        return (output.transpose(0, 1) if self.batch_first else output), (h_n, c_n)
 
 
 class _DropoutBefore:
@@ -226,22 +211,6 @@ class _DropoutBefore:
 
     def __call__(self, layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         return (nn.functional.dropout(args[0], self.probability, layer.training), *args[1:])
-
-
-def _join(function: Callable[..., Tensor], tensors: Sequence[Tensor], dim: int) -> Tensor:
-    """Join tensors; quantized ones as floats where their qparams differ, since one quantized tensor cannot hold them."""
-    qparams = {(t.dtype, t.q_scale(), t.q_zero_point()) if t.is_quantized else None for t in tensors}
-    if len(qparams) > 1:
-        tensors = [t.dequantize() for t in tensors]
-    return function(tensors, dim)
-
-
-def _where(layer: int, direction: int) -> str:
-    return f"LSTM layer {layer}, {('forward', 'backward')[direction]} direction"
-
-
-def _directions(layer: nn.Module) -> list[Any]:
-    return [layer.layer_fw, layer.layer_bw] if layer.bidirectional else [layer.layer_fw]
 
 
 def _check_float_lstm(lstm: nn.LSTM) -> None:
@@ -293,24 +262,3 @@ def _default_weight(constructors: Mapping[str, Any], weight: Constructor) -> Con
 def _makes_fake_quantize(constructor: Any) -> bool:
     # what is no constructor is an error later, which says where
     return callable(constructor) and not isinstance(constructor, nn.Module) and isinstance(constructor(), FakeQuantizeBase)
-
-
-def _float_cell(lstm: nn.LSTM, layer: int, direction: int, split_gates: bool) -> LSTMCell:
-    """torch.ao's cell of ordinary float modules, with a copy of one direction's parameters."""
-    suffix = f"l{layer}" + ("_reverse" if direction else "")
-    names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh") if lstm.bias else ("weight_ih", "weight_hh")
-    parameters: list[Any] = [getattr(lstm, f"{name}_{suffix}").detach().clone() for name in names]
-    with torch.device("meta"):  # the modules' own initial values are thrown away
-        return LSTMCell.from_params(*parameters, split_gates=split_gates)  # type: ignore[no-any-return,misc]
-
-
-def _assemble(kind: type[Any], like: Any, cell: Callable[[int, int], nn.Module]) -> Any:
-    """A quantizable or quantized LSTM of the sizes of ``like``, made of the cells ``cell(layer, direction)``."""
-    with torch.device("meta"):  # the float cells that it comes with are replaced
-        # its constructor warns of dropout that it does not apply
-        lstm = kind(like.input_size, like.hidden_size, like.num_layers, like.bias, like.batch_first, 0.0, like.bidirectional)
-    lstm.dropout = like.dropout
-    for index, layer in enumerate(lstm.layers):
-        for direction, single in enumerate(_directions(layer)):
-            single.cell = cell(index, direction)
-    return lstm

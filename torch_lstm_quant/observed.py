@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.ao.quantization import FakeQuantizeBase, PlaceholderObserver, QConfig, default_weight_observer
 
-from torch_lstm_quant.call_forms import Shape, States, run_cells
+from torch_lstm_quant.call_forms import Shape, States
 from torch_lstm_quant.cell_graph import OBSERVER, convert_cell, observe_cell
-from torch_lstm_quant.lstm_utils import _assemble, _float_cell
+from torch_lstm_quant.cell_stack import assemble, cell_name, cells_of, float_cell, run_cells
 from torch_lstm_quant.observed_grid import read_grid, without_warning
 from torch_lstm_quant.observers import FLAT, BoundaryObserver, cut_projections
 from torch_lstm_quant.qconfig import DIRECTIONS, LSTMQConfig
@@ -71,10 +71,10 @@ class ObservedLSTM(torch.ao.nn.quantizable.LSTM):
 
         def cell(layer: int, direction: int) -> nn.Module:
             constructors = dict(config.for_cell(layer, DIRECTIONS[direction]).parts())
-            float_cell = _float_cell(other, layer, direction, split_gates=False)
-            return _watch(observe_cell(float_cell, constructors, _place(where, layer, direction)))
+            cell = float_cell(other, layer, direction)
+            return _watch(observe_cell(cell, constructors, cell_name(where, layer, direction)))
 
-        observed: ObservedLSTM = _assemble(cls, other, cell)
+        observed: ObservedLSTM = assemble(cls, other, cell)
         observed.qconfig = FLOAT_BOUNDARY  # type: ignore[assignment]
         observed.where = where
         # part of the state, as the ranges of the observers are
@@ -110,13 +110,13 @@ class ReferenceLSTM(torch.ao.nn.quantized.LSTM):
         cells = cells_of(other)
 
         def cell(layer: int, direction: int) -> nn.Module:
-            observed, place = cells[layer][direction], _place(other.where, layer, direction)
+            observed, place = cells[layer][direction], cell_name(other.where, layer, direction)
             cut_projections(*(getattr(observed, OBSERVER + part, None) for part in ("igates", "hgates")))
             for loss in _losses(observed, place):
                 warnings.warn(loss, LossWarning, stacklevel=4)
             return convert_cell(observed, place)
 
-        reference: ReferenceLSTM = _assemble(cls, other, cell)
+        reference: ReferenceLSTM = assemble(cls, other, cell)
         return reference.eval()
 
     def forward(self, input: Tensor, hx: States | None = None) -> tuple[Tensor, States]:
@@ -124,20 +124,10 @@ class ReferenceLSTM(torch.ao.nn.quantized.LSTM):
         x, h0, c0 = shape.unpack(input, hx)
         # torch warns that quantized tensors will go: its reference Linear makes one of the weight
         with without_warning("torch.quantize_per_tensor, torch.quantize_per_channel"):
-            return shape.repack(input.dim(), *run_cells(cells_of(self), x, h0, c0, self.hidden_size, dropout=0.0))
+            return shape.repack(input.dim(), *run_cells(cells_of(self), x, h0, c0, self.hidden_size))
 
     def flatten_parameters(self) -> None:
         """Does nothing: there for models that call it, as they may on ``nn.LSTM``."""
-
-
-def cells_of(lstm: nn.Module) -> list[list[nn.Module]]:
-    """The cells of an LSTM built as torch.ao's are: a list of layers, each a list of one or two directions."""
-    directions = ("layer_fw", "layer_bw") if lstm.bidirectional else ("layer_fw",)
-    return [[getattr(layer, direction).cell for direction in directions] for layer in lstm.layers]  # type: ignore[union-attr]
-
-
-def _place(where: str, layer: int, direction: int) -> str:
-    return f"{where}, layer {layer}, {DIRECTIONS[direction]} direction"
 
 
 def _qconfig_of(lstm: nn.LSTM) -> LSTMQConfig | None:
