@@ -20,7 +20,6 @@ from torch.ao.quantization import (
 from torch.fx import GraphModule, Node
 
 from torch_lstm_quant import lstm_utils as ours
-from torch_lstm_quant.cell_graph import PARTS, WEIGHTS
 
 no_warnings = pytest.mark.filterwarnings("error")
 
@@ -28,7 +27,6 @@ INPUT, HIDDEN, STEPS, BATCH = 5, 6, 7, 3
 FLOAT32 = PlaceholderObserver.with_args(dtype=torch.float32)
 FLOAT = QConfig(activation=FLOAT32, weight=FLOAT32)
 STATIC = QConfig(activation=MinMaxObserver.with_args(dtype=torch.quint8), weight=default_weight_observer)
-ACTIVATIONS = tuple(part for part in PARTS if part not in WEIGHTS)
 
 NODE_OF_PART = {
     "x": "x",

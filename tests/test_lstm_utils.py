@@ -11,7 +11,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from observed_lstms import (
-    ACTIVATIONS,
     BATCH,
     FLOAT,
     FLOAT32,
@@ -46,7 +45,7 @@ from torch_lstm_quant import lstm_utils as ours
 from torch_lstm_quant import reference
 from torch_lstm_quant.cell import Cell
 from torch_lstm_quant.qconfig import LSTMQConfig
-from torch_lstm_quant.qparams import PER_GATE_PARTS, CellQParams, QParams, WeightQParams
+from torch_lstm_quant.qparams import PARTS, PER_GATE_PARTS, CellQParams, QParams, WeightQParams
 
 
 @no_warnings
@@ -105,7 +104,7 @@ class TestFloat:
 @no_warnings
 class TestEachPart:
     @pytest.mark.parametrize("dtype", [torch.quint8, torch.qint32, torch.int16])
-    @pytest.mark.parametrize("part", ACTIVATIONS)
+    @pytest.mark.parametrize("part", PARTS)
     def test_one_quantized_part_is_one_quantize_in_its_place(self, part: str, dtype: torch.dtype) -> None:
         constructors = {"hx_obs_ctr": FLOAT32, "cx_obs_ctr": FLOAT32}
         constructors[f"{part}_obs_ctr"] = fixed(2**-6, 100, dtype, quant_min=0, quant_max=201)
@@ -283,7 +282,7 @@ def compare_with_integer_reference(cell: Cell, graph: GraphModule) -> None:
 def cell_of(observed: GraphModule, converted: GraphModule) -> Cell:
     """A cell on the grids that an observed cell's observers found, with the weights of the converted one."""
     fields: dict[str, Any] = {}
-    for part in ACTIVATIONS:
+    for part in PARTS:
         observer = getattr(observed, f"activation_post_process_{part}", None)
         if observer is not None:
             scale, zero_point = observer.calculate_qparams()

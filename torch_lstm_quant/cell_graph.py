@@ -19,7 +19,8 @@ from torch.ao.quantization.backend_config import BackendConfig
 from torch.ao.quantization.quantize_fx import _swap_ff_with_fxff
 from torch.fx import Graph, GraphModule, Node, Tracer
 
-from torch_lstm_quant.observed_grid import QUANTIZED_DTYPES, Grid, make_observer, read_grid
+from torch_lstm_quant.observed_grid import QUANTIZED_DTYPES, Grid, make_observer, observer_of, read_grid
+from torch_lstm_quant.qparams import WEIGHTS
 
 OBSERVER = "activation_post_process_"
 """An observed cell holds the observer of a part as ``activation_post_process_<part>`` (split gates: ``..._igates_input``)."""
@@ -52,10 +53,6 @@ _BACKEND_OPS: dict[str, tuple[Any, str]] = {
 }
 """The op of a backend config that speaks of a part, and the dtype of it that the part is: every part there is."""
 
-PARTS = tuple(_BACKEND_OPS)
-
-WEIGHTS = ("weight_ih", "weight_hh")
-
 
 class ObservedLinear(nn.Linear):
     """A projection whose weight has an observer, which sees it at convert, or a fake quantize, which it passes each time."""
@@ -82,7 +79,7 @@ def observe_cell(
 
     Args:
         cell: with float32 parameters; it is taken apart, and the result holds its parameters.
-        constructors: of observers or fake quantizes, by part of :data:`PARTS`. A part that is left out, None, or whose
+        constructors: of observers or fake quantizes, by part, the weights too. A part that is left out, None, or whose
             observer has dtype float32 stays float32. ``hx`` and ``cx`` may be ``"shared"``: see :data:`SHARED`.
         where: module path, layer and direction, for messages.
         backend_config: None allows everything; else the dtypes that it lists for the part's op.
@@ -96,8 +93,8 @@ def observe_cell(
         ValueError: what is asked for cannot be honoured (the message names ``where`` and the part).
     """
     for part in constructors:
-        if part not in PARTS:
-            raise TypeError(f"{where}: unknown part {part!r}; the parts are {', '.join(PARTS)}")
+        if part not in _BACKEND_OPS:
+            raise TypeError(f"{where}: unknown part {part!r}; the parts are {', '.join(_BACKEND_OPS)}")
     _swap_ff_with_fxff(cell)
     observed = GraphModule(cell, Tracer().trace(cell))
     graph = observed.graph
@@ -160,7 +157,7 @@ def convert_cell(
     for node in list(cell.graph.nodes):
         if node.op == "call_module" and str(node.target).startswith(OBSERVER):
             slot = str(node.target).removeprefix(OBSERVER)
-            if _part_of(slot) not in PARTS:
+            if _part_of(slot) not in _BACKEND_OPS:
                 raise ValueError(f"{where}: {node.target} is not the observer of a part: observe the LSTM with our utility")
             module = cell.get_submodule(str(node.target))
             place = f"{where}, part {slot}"
@@ -231,7 +228,7 @@ def _check_backend(backend_config: BackendConfig | None, part: str, module: nn.M
     if backend_config is None or module is None:
         return
     op, role = _BACKEND_OPS[part]
-    dtype = getattr(module, "activation_post_process", module).dtype
+    dtype = observer_of(module).dtype
     allowed = {
         getattr(config, role)
         for pattern in backend_config.configs

@@ -12,9 +12,10 @@ from torch.ao.quantization import FakeQuantize, FakeQuantizeBase, QConfig
 from torch.ao.quantization.backend_config import BackendConfig
 from torch.ao.quantization.utils import activation_is_statically_quantized
 
-from torch_lstm_quant.cell_graph import PARTS, SHARED, WEIGHTS, convert_cell, observe_cell
+from torch_lstm_quant.cell_graph import SHARED, convert_cell, observe_cell
 from torch_lstm_quant.cell_stack import assemble, cell_name, cells_of, float_cell, run_cells
 from torch_lstm_quant.observed_grid import Constructor, without_warning
+from torch_lstm_quant.qparams import PARTS, WEIGHTS
 
 _GROUPS = {
     "gates": "linear_output",
@@ -119,7 +120,7 @@ def _get_lstm_with_individually_observed_parts(
     """
     given = locals()  # by name, as each argument is named for its group or part
     _check_float_lstm(float_lstm)
-    asked = {part: given[f"{part}_obs_ctr"] or given.get(f"{_GROUPS.get(part)}_obs_ctr") for part in PARTS}
+    asked = {part: given[f"{part}_obs_ctr"] or given.get(f"{_GROUPS.get(part)}_obs_ctr") for part in (*PARTS, *WEIGHTS)}
     quantized_boundary = _has_quantized_boundary(float_lstm)
     constructors = _with_defaults(asked, _quiet_qconfig(float_lstm), quantized_boundary)
 
@@ -244,7 +245,7 @@ def _with_defaults(asked: Mapping[str, Any], qconfig: QConfig, quantized_boundar
     constructors = dict(asked)
     for part in PARTS:
         outside = part in ("x", "hx", "cx") and quantized_boundary
-        if part not in (*WEIGHTS, "tanh_cy_input") and not outside:
+        if part != "tanh_cy_input" and not outside:
             constructors[part] = asked[part] or ("shared" if part in SHARED else qconfig.activation)
     for weight in WEIGHTS:
         constructors[weight] = asked[weight] or _default_weight(constructors, qconfig.weight)

@@ -23,6 +23,7 @@ PLAIN_DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32)
 WEIGHT_DTYPES = (torch.qint8, torch.int8)
 
 Constructor = Callable[[], Any]
+"""What ``SomeObserver.with_args(...)`` gives: called without arguments, it makes an observer or a fake quantize."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +53,11 @@ class Grid:
         return (self.quant_min - self.zero_point) * self.scale, (self.quant_max - self.zero_point) * self.scale
 
 
+def observer_of(module: Any) -> Any:
+    """The observer inside a fake quantize, or the observer itself."""
+    return getattr(module, "activation_post_process", module)
+
+
 def make_observer(constructor: Constructor | None, place: str, *, weight: bool = False) -> nn.Module | None:
     """The observer or fake quantize of a part, or None where it stays float32.
 
@@ -74,7 +80,7 @@ def make_observer(constructor: Constructor | None, place: str, *, weight: bool =
         raise TypeError(f"{place}: its constructor failed: {error}") from error
     if not isinstance(module, nn.Module):
         raise TypeError(f"{place}: its constructor must make an observer or fake quantize, got {module!r}")
-    observer = _observer_of(module)
+    observer = observer_of(module)
     dtype = getattr(observer, "dtype", None)
     if dtype == torch.float32:
         return None
@@ -103,7 +109,7 @@ def read_grid(module: Any, place: str) -> Grid:
     Raises:
         ValueError: the observer never ran, saw NaN or infinities, or gives an impossible grid.
     """
-    _check_range(_observer_of(module), place)
+    _check_range(observer_of(module), place)
     quant_min, quant_max = _limits(module, place)
     scale, zero_point = (values.detach() for values in module.calculate_qparams())
     scale, zero_point = scale.to(torch.float32), zero_point.to(torch.int64)
@@ -120,12 +126,7 @@ def read_grid(module: Any, place: str) -> Grid:
     if ((zero_point < quant_min) | (zero_point > quant_max)).any():
         got = zero_point[(zero_point < quant_min) | (zero_point > quant_max)].flatten()[0].item()
         raise ValueError(f"{place}: its zero_point must lie in [quant_min, quant_max] = [{quant_min}, {quant_max}], got {got}")
-    return Grid(scale, zero_point, quant_min, quant_max, _observer_of(module).dtype)
-
-
-def _observer_of(module: Any) -> Any:
-    """The observer inside a fake quantize, or the observer itself."""
-    return getattr(module, "activation_post_process", module)
+    return Grid(scale, zero_point, quant_min, quant_max, observer_of(module).dtype)
 
 
 def _dtype_limits(dtype: torch.dtype) -> tuple[int, int]:
@@ -135,7 +136,7 @@ def _dtype_limits(dtype: torch.dtype) -> tuple[int, int]:
 
 def _limits(module: Any, place: str) -> tuple[int, int]:
     """``quant_min`` and ``quant_max`` of a grid of at most 16 bits, or of ``qint32`` without limits."""
-    observer = _observer_of(module)
+    observer = observer_of(module)
     full = _dtype_limits(observer.dtype)
     limits = (int(observer.quant_min), int(observer.quant_max))
     # FixedQParamsObserver says 0..255 of every dtype where no limits are given, and quantize_per_tensor takes the dtype's

@@ -9,6 +9,8 @@ from torch import Tensor
 from torch.ao.quantization import MinMaxObserver
 from torch.ao.quantization.observer import ObserverBase
 
+from torch_lstm_quant.observed_grid import observer_of
+
 FLAT = 12.0
 """Beyond +-12 sigmoid and tanh change by less than 2**-17: a range that ends there loses nothing on grids up to 16 bits."""
 
@@ -34,7 +36,7 @@ class CutMinMaxObserver(MinMaxObserver):
 
 def cut_projections(igates: torch.nn.Module | None, hgates: torch.nn.Module | None) -> None:
     """Cut each projection at +-(12 + the greatest magnitude of the other), where its range can still matter to the sum."""
-    observers = [getattr(module, "activation_post_process", module) for module in (igates, hgates)]
+    observers = [observer_of(module) for module in (igates, hgates)]
     cuttable = [observer for observer in observers if isinstance(observer, CutMinMaxObserver)]
     if len(cuttable) == 2:
         largest = [max(-float(observer.min_val), float(observer.max_val)) for observer in cuttable]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -19,11 +19,9 @@ from torch.ao.quantization import (
     QConfig,
 )
 
+from torch_lstm_quant.observed_grid import Constructor, observer_of
 from torch_lstm_quant.observers import BoundaryObserver, CutMinMaxObserver
 from torch_lstm_quant.qparams import GATES, PARTS, WEIGHTS
-
-Constructor = Callable[[], nn.Module]
-"""What ``SomeObserver.with_args(...)`` gives: called without arguments, it makes an observer or a fake quantize."""
 
 Direction = Literal["forward", "backward"]
 DIRECTIONS: tuple[Direction, Direction] = ("forward", "backward")
@@ -264,7 +262,7 @@ def _describe(constructor: Constructor | Literal["shared"] | None) -> str:
     if constructor == "shared":
         return "shared with the state that is fed back"
     made = constructor()
-    observer = getattr(made, "activation_post_process", made)
+    observer = observer_of(made)
     words = [type(observer).__name__, str(getattr(observer, "dtype", "?")).removeprefix("torch.")]
     if hasattr(observer, "quant_min"):
         words.append(f"[{observer.quant_min}, {observer.quant_max}]")
