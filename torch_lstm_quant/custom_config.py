@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import nn
@@ -24,7 +24,10 @@ from torch.ao.quantization.quant_type import QuantType
 
 from torch_lstm_quant.lowering import lower_lstm
 from torch_lstm_quant.observed import ObservedLSTM, ReferenceLSTM
+from torch_lstm_quant.observed_grid import PLAIN_DTYPES, QUANTIZED_DTYPES
 from torch_lstm_quant.qconfig import LSTMQConfig
+
+_Config = TypeVar("_Config")
 
 Backend = Literal["fused", "reference"]
 BACKENDS: tuple[Backend, Backend] = ("fused", "reference")
@@ -32,7 +35,7 @@ BACKENDS: tuple[Backend, Backend] = ("fused", "reference")
 CELL_OPS = (nn.Linear, nn.Sigmoid, nn.Tanh, torch.sigmoid, torch.tanh, torch.add, torch.mul)
 """The ops of a cell."""
 
-CELL_DTYPES = (torch.quint8, torch.qint8, torch.qint32, torch.uint8, torch.int8, torch.int16, torch.int32)
+CELL_DTYPES = QUANTIZED_DTYPES + PLAIN_DTYPES
 """What a part of a cell may be stored as: the kernel reads any grid up to 16 bits, whatever holds it."""
 
 
@@ -53,8 +56,7 @@ def qconfig_mapping(
     """
     _check(qconfig, LSTMQConfig, "qconfig")
     _check_classes(lstm_classes)
-    mapping = copy.deepcopy(base) if base is not None else QConfigMapping()
-    _check(mapping, QConfigMapping, "base")
+    mapping = _copy(base, QConfigMapping)
     for lstm_class in lstm_classes:
         mapping.set_object_type(lstm_class, qconfig.as_qconfig())
     return mapping
@@ -78,10 +80,9 @@ def prepare_custom_config(
         TypeError: an argument of another type.
     """
     _check_classes(lstm_classes)
-    config = copy.deepcopy(base) if base is not None else PrepareCustomConfig()
-    _check(config, PrepareCustomConfig, "base")
+    config = _copy(base, PrepareCustomConfig)
     for lstm_class in lstm_classes:
-        config.set_float_to_observed_mapping(lstm_class, _Observer(qconfig))  # type: ignore[arg-type]
+        config.set_float_to_observed_mapping(lstm_class, _Preparer(qconfig))  # type: ignore[arg-type]
     return config
 
 
@@ -96,11 +97,9 @@ def convert_custom_config(backend: Backend = "fused", base: ConvertCustomConfig 
         ValueError: an unknown backend.
         TypeError: ``base`` of another type.
     """
-    converter = Converter(backend)
-    config = copy.deepcopy(base) if base is not None else ConvertCustomConfig()
-    _check(config, ConvertCustomConfig, "base")
+    converter: Any = Converter(backend)
     # an observed LSTM's own qconfig has float activations and int8 weights, which torch.ao calls weight-only
-    return config.set_observed_to_quantized_mapping(ObservedLSTM, converter, QuantType.WEIGHT_ONLY)  # type: ignore[arg-type]
+    return _copy(base, ConvertCustomConfig).set_observed_to_quantized_mapping(ObservedLSTM, converter, QuantType.WEIGHT_ONLY)
 
 
 def backend_config(base: BackendConfig | None = None) -> BackendConfig:
@@ -115,8 +114,7 @@ def backend_config(base: BackendConfig | None = None) -> BackendConfig:
     Raises:
         TypeError: ``base`` of another type.
     """
-    config = copy.deepcopy(base) if base is not None else get_native_backend_config()
-    _check(config, BackendConfig, "base")
+    config = _copy(get_native_backend_config() if base is None else base, BackendConfig)
     patterns = {pattern.pattern: pattern for pattern in config.configs}
     for op in CELL_OPS:
         pattern = patterns.get(op) or BackendPatternConfig(op)
@@ -127,7 +125,7 @@ def backend_config(base: BackendConfig | None = None) -> BackendConfig:
     return config
 
 
-class _Observer:
+class _Preparer:
     """What torch.ao's mapping from float to observed classes asks for: something with ``from_float``."""
 
     def __init__(self, qconfig: LSTMQConfig | None) -> None:
@@ -161,6 +159,14 @@ def _check_classes(lstm_classes: Sequence[type[nn.LSTM]]) -> None:
         raise TypeError(f"lstm_classes must be subclasses of nn.LSTM, in a tuple or list, got {lstm_classes!r}")
 
 
+def _copy(base: _Config | None, kind: type[_Config]) -> _Config:
+    """A copy of a user's configuration, or an empty one."""
+    if base is None:
+        return kind()
+    _check(base, kind, "base")
+    return copy.deepcopy(base)
+
+
 def _check(value: object, kind: type, name: str) -> None:
     if not isinstance(value, kind):
-        raise TypeError(f"{name} must be a {kind.__name__}, got {type(value).__name__}")
+        raise TypeError(f"{name} must be of class {kind.__name__}, got {type(value).__name__}")
