@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch_lstm_quant import ops
 from torch_lstm_quant.call_forms import Shape, States
 from torch_lstm_quant.cell import Cell
-from torch_lstm_quant.qparams import QParams, WeightQParams, pack_grids, unpack_grids
+from torch_lstm_quant.qparams import QParams, WeightQParams, pack_grids, smallest_dtype, unpack_grids
 
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32)
 
@@ -214,13 +214,10 @@ def _are_floats(*tensors: Tensor) -> bool:
 
 def _common_dtype(grids: Sequence[QParams | None]) -> torch.dtype | None:
     """The smallest dtype that holds all grids, None for float32."""
-    if any(grid is None for grid in grids):
+    present = [grid for grid in grids if grid is not None]
+    if len(present) < len(grids):
         return None
-    for dtype in INTEGERS:
-        info = torch.iinfo(dtype)
-        if all(grid and info.min <= grid.quant_min and grid.quant_max <= info.max for grid in grids):
-            return dtype
-    raise AssertionError("a grid lies within int32")
+    return smallest_dtype(min(grid.quant_min for grid in present), max(grid.quant_max for grid in present))
 
 
 def _width(grid: QParams | None) -> str:

@@ -57,6 +57,15 @@ def _float32(value: float) -> float:
     return torch.tensor(value, dtype=torch.float64).to(torch.float32).item()
 
 
+def smallest_dtype(low: int, high: int) -> torch.dtype:
+    """The smallest plain dtype of uint8, int8, int16 and int32 that holds the integers from ``low`` to ``high``."""
+    for dtype in (torch.uint8, torch.int8, torch.int16):
+        info = torch.iinfo(dtype)
+        if info.min <= low and high <= info.max:
+            return dtype
+    return torch.int32
+
+
 @dataclass(frozen=True)
 class QParams:
     """The grid of one part.
@@ -117,11 +126,7 @@ class QParams:
     @property
     def dtype(self) -> torch.dtype:
         """The smallest plain dtype of uint8, int8, int16 and int32 that holds every value of the grid."""
-        for dtype in (torch.uint8, torch.int8, torch.int16):
-            info = torch.iinfo(dtype)
-            if info.min <= self.quant_min and self.quant_max <= info.max:
-                return dtype
-        return torch.int32
+        return smallest_dtype(self.quant_min, self.quant_max)
 
     @property
     def range(self) -> tuple[float, float]:
