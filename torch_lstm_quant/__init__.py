@@ -3,10 +3,10 @@
 from torch_lstm_quant.custom_config import backend_config, convert_custom_config, prepare_custom_config, qconfig_mapping
 from torch_lstm_quant.lowering import lower
 from torch_lstm_quant.modules import LSTM
-from torch_lstm_quant.observed import LossWarning
 from torch_lstm_quant.qconfig import LSTMQConfig
 from torch_lstm_quant.qparams import CellQParams, QParams, WeightQParams
 from torch_lstm_quant.quantize_fx import convert, prepare, quantize
+from torch_lstm_quant.signal_loss import LossWarning
 
 __all__ = [
     "LSTM",

@@ -6,31 +6,24 @@ of ``nn.LSTM`` and have float32 in and out: quantization happens inside the cell
 
 from __future__ import annotations
 
-import math
 import warnings
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
-from torch.ao.quantization import FakeQuantizeBase, PlaceholderObserver, QConfig, default_weight_observer
+from torch.ao.quantization import PlaceholderObserver, QConfig, default_weight_observer
 
 from torch_lstm_quant.call_forms import Shape, States
 from torch_lstm_quant.cell_graph import OBSERVER, convert_cell, observe_cell
 from torch_lstm_quant.cell_stack import assemble, cell_name, cells_of, float_cell, run_cells
-from torch_lstm_quant.observed_grid import read_grid, without_warning
-from torch_lstm_quant.observers import FLAT, BoundaryObserver, cut_projections
+from torch_lstm_quant.observed_grid import without_warning
+from torch_lstm_quant.observers import BoundaryObserver, cut_projections
 from torch_lstm_quant.qconfig import DIRECTIONS, LSTMQConfig
-from torch_lstm_quant.qparams import MAX_STEPS, QParams
-from torch_lstm_quant.signal_loss import SignalHistogram, describe_loss
+from torch_lstm_quant.signal_loss import LossWarning, losses, watch
 
 _FLOAT32 = PlaceholderObserver.with_args(dtype=torch.float32)
 
 FLOAT_BOUNDARY = QConfig(activation=_FLOAT32, weight=default_weight_observer)
 """What an observed LSTM's own qconfig says: float activations, so that ``convert_fx`` swaps it and rewires nothing."""
-
-
-class LossWarning(UserWarning):
-    """A part's grid loses the signal that calibration saw."""
 
 
 class ObservedLSTM(torch.ao.nn.quantizable.LSTM):
@@ -72,7 +65,7 @@ class ObservedLSTM(torch.ao.nn.quantizable.LSTM):
         def cell(layer: int, direction: int) -> nn.Module:
             constructors = dict(config.for_cell(layer, DIRECTIONS[direction]).parts())
             cell = float_cell(other, layer, direction)
-            return _watch(observe_cell(cell, constructors, cell_name(where, layer, direction)))
+            return watch(observe_cell(cell, constructors, cell_name(where, layer, direction)))
 
         observed: ObservedLSTM = assemble(cls, other, cell)
         observed.qconfig = FLOAT_BOUNDARY  # type: ignore[assignment]
@@ -112,7 +105,7 @@ class ReferenceLSTM(torch.ao.nn.quantized.LSTM):
         def cell(layer: int, direction: int) -> nn.Module:
             observed, place = cells[layer][direction], cell_name(other.where, layer, direction)
             cut_projections(*(getattr(observed, OBSERVER + part, None) for part in ("igates", "hgates")))
-            for loss in _losses(observed, place):
+            for loss in losses(observed, place):
                 warnings.warn(loss, LossWarning, stacklevel=4)
             return convert_cell(observed, place)
 
@@ -171,30 +164,3 @@ def _check_overrides(config: LSTMQConfig, lstm: nn.LSTM, where: str) -> None:
                 f"direction, but it has {lstm.num_layers} layers and {2 if lstm.bidirectional else 1} direction(s), the first "
                 "layer being 0: correct that, or give this LSTM a configuration of its own"
             )
-
-
-def _watch(cell: nn.Module) -> nn.Module:
-    """Count what each observer of a cell is shown, to tell afterwards what its grid loses."""
-    for name, observer in cell.named_children():
-        if name.startswith(OBSERVER) and not isinstance(observer, FakeQuantizeBase):
-            observer.register_forward_pre_hook(SignalHistogram())
-    return cell
-
-
-def _flat_beyond(name: str, observer: nn.Module) -> float:
-    """The magnitude beyond which a part's values make no difference to what reads them."""
-    cut = getattr(observer, "cut", None)
-    read_by_functions = ("gates", "tanh_cy_input")
-    return float(cut) if cut is not None else FLAT if name.removeprefix(OBSERVER) in read_by_functions else math.inf
-
-
-def _losses(cell: nn.Module, place: str) -> Iterator[str]:
-    """What the grids of an observed cell lose, in words."""
-    for name, observer in cell.named_children():
-        for histogram in observer._forward_pre_hooks.values():
-            grid = read_grid(observer, f"{place}, part {name.removeprefix(OBSERVER)}")
-            if isinstance(histogram, SignalHistogram) and grid.quant_max - grid.quant_min <= MAX_STEPS:
-                qparams = QParams(float(grid.scale), int(grid.zero_point), grid.quant_min, grid.quant_max)
-                loss = describe_loss(name.removeprefix(OBSERVER), histogram, qparams, _flat_beyond(name, observer))
-                if loss:
-                    yield f"{place}, {loss}"

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.ao.quantization import FakeQuantizeBase
 
-from torch_lstm_quant.qparams import QParams
+from torch_lstm_quant.cell_graph import OBSERVER
+from torch_lstm_quant.observed_grid import read_grid
+from torch_lstm_quant.observers import FLAT
+from torch_lstm_quant.qparams import MAX_STEPS, QParams
 
 LEAST_SQNR = 20.0
 """dB: a part that keeps less than this of its signal is warned of (8 bits over a normal signal's range keep about 40)."""
@@ -18,8 +23,52 @@ _OCTAVES = 96
 _LOWEST = -64
 
 
+class LossWarning(UserWarning):
+    """A part's grid loses the signal that calibration saw."""
+
+
+def watch(cell: nn.Module) -> nn.Module:
+    """Count what each observer of a cell is shown, to tell afterwards what its grid loses."""
+    for name, observer in cell.named_children():
+        if name.startswith(OBSERVER) and not isinstance(observer, FakeQuantizeBase):
+            observer.register_forward_pre_hook(SignalHistogram())
+    return cell
+
+
+def losses(cell: nn.Module, place: str) -> Iterator[str]:
+    """What the grids of an observed cell lose, in words.
+
+    Args:
+        cell: from :func:`watch`, calibrated.
+        place: LSTM, layer and direction, for the words.
+
+    Raises:
+        ValueError: an observer that gives an impossible grid.
+    """
+    for name, observer in cell.named_children():
+        part = name.removeprefix(OBSERVER)
+        for histogram in observer._forward_pre_hooks.values():
+            if not isinstance(histogram, SignalHistogram):
+                continue
+            found = read_grid(observer, f"{place}, part {part}")
+            if found.quant_max - found.quant_min > MAX_STEPS:
+                continue  # a grid without limits
+            grid = QParams(float(found.scale), int(found.zero_point), found.quant_min, found.quant_max)
+            loss = describe_loss(part, histogram, grid, _flat_beyond(part, observer))
+            if loss:
+                yield f"{place}, {loss}"
+
+
+def _flat_beyond(part: str, observer: nn.Module) -> float:
+    """The magnitude beyond which a part's values make no difference to what reads them."""
+    cut = getattr(observer, "cut", None)
+    if cut is not None:
+        return float(cut)
+    return FLAT if part in ("gates", "tanh_cy_input") else math.inf
+
+
 class SignalHistogram:
-    """Counts and energies of a part's nonzero values by octave of magnitude; a forward hook in front of an observer."""
+    """Counts and energies of a part's nonzero values by octave of magnitude: a forward pre-hook of its observer."""
 
     def __init__(self) -> None:
         self.counts = torch.zeros(_OCTAVES, dtype=torch.float64)
