@@ -92,8 +92,9 @@ class MaskedSums {
     rows_ = {scratch, masked_stride, row_sums};
   }
 
-  void operator()(int32_t block, size_t first_row, size_t rows, float* sums) const {
-    sum_all_rows<MaskedDot>(rows_, first_row, rows, BlockWeights(projection_, block), sums);
+  template <class Sink>
+  void operator()(int32_t block, size_t first_row, size_t rows, const Sink& sink) const {
+    sum_all_rows<MaskedDot>(rows_, first_row, rows, BlockWeights(projection_, block), sink);
   }
 
  private:
@@ -105,6 +106,7 @@ struct Isa {
   using V = Avx2;
   using Int8 = MaskedSums;
   using Wide = WideSums<WideDot<Avx2, 1>>;
+  static constexpr size_t kTailVectors = 4;
   using Float = DotSums<FloatDot<Avx2, 3, 4>>;
 };
 

@@ -55,6 +55,7 @@ struct Isa {
   using V = Avx512;
   using Int8 = DotSums<VnniDot>;
   using Wide = WideSums<WideDot<Avx512, 2>>;
+  static constexpr size_t kTailVectors = 8;
   using Float = DotSums<FloatDot<Avx512, 4, 4>>;
 };
 

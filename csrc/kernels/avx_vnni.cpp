@@ -50,6 +50,7 @@ struct Isa {
   using V = Avx2;
   using Int8 = DotSums<VnniDot>;
   using Wide = WideSums<WideDot<Avx2, 1>>;
+  static constexpr size_t kTailVectors = 4;
   using Float = DotSums<FloatDot<Avx2, 3, 4>>;
 };
 

@@ -2,7 +2,7 @@
 //
 //   V              vector class, see tail-inl.h
 //   Int8, Wide, Float    Rows -> sums: constructed from (projection, operand, stride, rows, scratch); called with
-//                  (block, first_row, rows, sums), they write sums[row][gate][unit]
+//                  (block, first_row, rows, sink), they give each row's sums to sink(row, column, V::F)
 #pragma once
 
 #include <cstring>
@@ -14,8 +14,7 @@
 
 namespace lstm_quant {
 
-constexpr size_t kTailVectors = 4;  // as many chains of dependent operations side by side
-constexpr size_t kChunkRows = 24;   // most rows whose sums wait for the tail
+constexpr size_t kChunkRows = 24;  // most rows whose sums wait for the tail
 static_assert(kChunkRows * kBlock * sizeof(float) <= 16384, "scratch_bytes has no room for so many sums");
 
 template <class Dot>
@@ -24,8 +23,9 @@ class DotSums {
   DotSums(const Projection& projection, const void* operand, size_t stride, size_t, void*)
       : projection_(projection), rows_{static_cast<const char*>(operand), stride, nullptr} {}
 
-  void operator()(int32_t block, size_t first_row, size_t rows, float* sums) const {
-    sum_all_rows<Dot>(rows_, first_row, rows, BlockWeights(projection_, block), sums);
+  template <class Sink>
+  void operator()(int32_t block, size_t first_row, size_t rows, const Sink& sink) const {
+    sum_all_rows<Dot>(rows_, first_row, rows, BlockWeights(projection_, block), sink);
   }
 
  private:
@@ -36,7 +36,9 @@ class DotSums {
 template <class Isa>
 struct KernelsOf {
   using V = typename Isa::V;
+  using F = typename V::F;
   static constexpr size_t kColumns = kUnits / V::kLanes;  // vectors of units in a block
+  static constexpr int32_t kTailBlocks = Isa::kTailVectors / kColumns;
 
   static void quantize(const Grid& grid, const float* values, size_t count, uint8_t* operand) {
     const auto low = V::set(grid.low);
@@ -100,37 +102,54 @@ struct KernelsOf {
     return (left + chunks - 1) / chunks;
   }
 
-  // One row of sums of a block to one row of igates.
-  static void finish_igates(const Projection& projection, int32_t block, const float* sums, float* igates) {
-    const float* multipliers = projection.multipliers + block * kBlock;
-    const float* biases = projection.biases + block * kBlock;
-    for (int gate = 0; gate < kGates; ++gate) {
-      for (int i = gate * kUnits; i < (gate + 1) * kUnits; i += V::kLanes) {
-        const auto v = V::add(V::mul(V::load(sums + i), V::load(multipliers + i)), V::load(biases + i));
-        V::store(igates + i, on_grid<V>(v, projection.output[gate]));
-      }
+  // Keeps sums[row - first_row][gate][unit] for the tail.
+  struct KeepSums {
+    size_t first_row;
+    float* sums;
+
+    void operator()(size_t row, int column, F sum) const { V::store(sums + (row - first_row) * kBlock + column, sum); }
+  };
+
+  // Writes what is projected for a block, before it is put on a grid.
+  struct WriteIgates {
+    const float* multipliers;
+    const float* biases;
+    float* igates;
+    size_t stride;
+
+    void operator()(size_t row, int column, F sum) const {
+      V::store(igates + row * stride + column,
+               V::add(V::mul(sum, V::load(multipliers + column)), V::load(biases + column)));
     }
-  }
+  };
 
   template <class BlockSums>
   static void project_with(const ProjectArgs& args, const BlockSums& block_sums) {
-    float* sums = static_cast<float*>(args.scratch);
+    const Projection& projection = *args.projection;
     for (int32_t block = args.first_block; block < args.last_block; ++block) {
-      for (size_t row = 0, rows; row < args.rows; row += rows) {
-        rows = chunk_rows(args.rows - row);
-        block_sums(block, row, rows, sums);
-        float* igates = args.igates + row * args.igates_stride + (block - args.first_block) * kBlock;
-        for (size_t r = 0; r < rows; ++r) {
-          finish_igates(*args.projection, block, sums + r * kBlock, igates + r * args.igates_stride);
-        }
+      const size_t place = static_cast<size_t>(block) * kBlock;
+      float* igates = args.igates + place - static_cast<size_t>(args.first_block) * kBlock;
+      block_sums(block, 0, args.rows,
+                 WriteIgates{projection.multipliers + place, projection.biases + place, igates, args.igates_stride});
+      for (int gate = 0; gate < kGates; ++gate, igates += kUnits) {
+        if (projection.output[gate].present()) put_on_grid(projection.output[gate], args, igates);
       }
     }
   }
 
-  // A single row takes several blocks at a time, so that its tail has kTailVectors to work on side by side.
+  // A gate of a block.
+  static void put_on_grid(const Grid& grid, const ProjectArgs& args, float* igates) {
+    for (size_t row = 0; row < args.rows; ++row, igates += args.igates_stride) {
+      for (int unit = 0; unit < kUnits; unit += V::kLanes) {
+        V::store(igates + unit, dequantize<V>(round_to<V>(V::load(igates + unit), grid), grid));
+      }
+    }
+  }
+
+  // A single row takes several blocks at a time, so that its tail has as many vectors side by side as that of rows.
   template <CellForm kForm, class BlockSums>
   static void step_with(const StepArgs& args, const BlockSums& block_sums) {
-    const int32_t at_a_time = args.rows == 1 ? static_cast<int32_t>(kTailVectors / kColumns) : 1;
+    const int32_t at_a_time = args.rows == 1 ? kTailBlocks : 1;
     const int32_t total = args.last_block - args.first_block;
     for (int32_t done = 0; done < total; done += at_a_time) {
       const int32_t blocks = total - done < at_a_time ? total - done : at_a_time;
@@ -146,12 +165,8 @@ struct KernelsOf {
   template <CellForm kForm, class BlockSums>
   static void step_row(const StepArgs& args, const BlockSums& block_sums, int32_t first_block, int32_t blocks) {
     float* sums = static_cast<float*>(args.scratch);
-    for (int32_t i = 0; i < blocks; ++i) block_sums(first_block + i, 0, 1, sums + i * kBlock);
-    size_t unit = first_block * kUnits;
-    if (blocks * kColumns == kTailVectors) return finish<kForm, kTailVectors, false>(args, 0, unit, sums);
-    for (int32_t i = 0; i < blocks; ++i, unit += kUnits, sums += kBlock) {
-      finish<kForm, kColumns, false>(args, 0, unit, sums);
-    }
+    for (int32_t i = 0; i < blocks; ++i) block_sums(first_block + i, 0, 1, KeepSums{0, sums + i * kBlock});
+    finish_all<kForm, kTailBlocks, false>(args, 0, first_block * kUnits, sums, blocks);
   }
 
   template <CellForm kForm, class BlockSums>
@@ -159,18 +174,22 @@ struct KernelsOf {
     float* sums = static_cast<float*>(args.scratch);
     for (size_t row = 0, rows; row < args.rows; row += rows) {
       rows = chunk_rows(args.rows - row);
-      block_sums(block, row, rows, sums);
+      block_sums(block, row, rows, KeepSums{row, sums});
       for (size_t column = 0; column < kUnits; column += V::kLanes) {
-        const size_t unit = block * kUnits + column;
-        size_t r = 0;
-        for (; r + 4 <= rows; r += 4) finish<kForm, 4, true>(args, row + r, unit, sums + r * kBlock + column);
-        if (r + 2 <= rows) {
-          finish<kForm, 2, true>(args, row + r, unit, sums + r * kBlock + column);
-          r += 2;
-        }
-        if (r < rows) finish<kForm, 1, true>(args, row + r, unit, sums + r * kBlock + column);
+        finish_all<kForm, Isa::kTailVectors, true>(args, row, block * kUnits + column, sums + column, rows);
       }
     }
+  }
+
+  // The tail of `count` rows or blocks, kPiece at a time while there are so many, then in smaller pieces.
+  template <CellForm kForm, size_t kPiece, bool kAlongRows>
+  static void finish_all(const StepArgs& args, size_t row, size_t unit, const float* sums, size_t count) {
+    for (; count >= kPiece; count -= kPiece) {
+      finish<kForm, kAlongRows ? kPiece : kPiece * kColumns, kAlongRows>(args, row, unit, sums);
+      (kAlongRows ? row : unit) += kPiece * (kAlongRows ? 1 : kUnits);
+      sums += kPiece * kBlock;
+    }
+    if constexpr (kPiece > 1) finish_all<kForm, kPiece / 2, kAlongRows>(args, row, unit, sums, count);
   }
 
   template <CellForm kForm, int N, bool kAlongRows>

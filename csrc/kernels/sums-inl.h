@@ -62,9 +62,10 @@ inline __attribute__((always_inline)) Vector in_register(Vector v) {
 }
 
 // Never inlined: g++ 12 spills the sums of a tile that it inlines into its caller.
-template <class Dot, int kRows, int kVectors, int kSplit>
+// sink(row, column, V::F) takes the sums of a row for a vector of columns.
+template <class Dot, int kRows, int kVectors, int kSplit, class Sink>
 __attribute__((noinline)) void sum_tile(const OperandRows& rows, size_t first_row, const BlockWeights& block,
-                                        int first_vector, float* sums) {
+                                        int first_vector, const Sink& sink) {
   using V = typename Dot::V;
   constexpr size_t kVectorBytes = V::kLanes * sizeof(float);
   const char* weights = block.weights + first_vector * kVectorBytes;
@@ -104,33 +105,33 @@ __attribute__((noinline)) void sum_tile(const OperandRows& rows, size_t first_ro
       auto sum = totals[0][r][v];
 #pragma GCC unroll 8
       for (int s = 1; s < kSplit; ++s) sum = Dot::join(sum, totals[s][r][v]);
-      V::store(sums + r * kBlock + (first_vector + v) * V::kLanes, Dot::total(sum));
+      sink(first_row + r, (first_vector + v) * V::kLanes, Dot::total(sum));
     }
   }
 }
 
 // The sums of `count` rows, 1 <= count <= kRows, all columns.
-template <class Dot, int kRows = Dot::kMaxRows>
-void sum_rows(const OperandRows& rows, size_t first_row, size_t count, const BlockWeights& block, float* sums) {
+template <class Dot, int kRows, class Sink>
+void sum_rows(const OperandRows& rows, size_t first_row, size_t count, const BlockWeights& block, const Sink& sink) {
   constexpr int kVectors = Dot::vectors(kRows);
   constexpr int kSplit = kRows == 1 ? Dot::kSplit : 1;
   if constexpr (kRows > 1) {
-    if (count < kRows) return sum_rows<Dot, kRows - 1>(rows, first_row, count, block, sums);
+    if (count < kRows) return sum_rows<Dot, kRows - 1>(rows, first_row, count, block, sink);
   }
   for (int vector = 0; vector < kBlock / Dot::V::kLanes; vector += kVectors) {
-    sum_tile<Dot, kRows, kVectors, kSplit>(rows, first_row, block, vector, sums);
+    sum_tile<Dot, kRows, kVectors, kSplit>(rows, first_row, block, vector, sink);
   }
 }
 
 // Sums of any number of rows: in tiles of nearly equal heights, as a last tile of one row would waste most of its work.
-template <class Dot>
-void sum_all_rows(const OperandRows& rows, size_t first_row, size_t count, const BlockWeights& block, float* sums) {
+template <class Dot, class Sink>
+void sum_all_rows(const OperandRows& rows, size_t first_row, size_t count, const BlockWeights& block,
+                  const Sink& sink) {
   for (size_t tiles = (count + Dot::kMaxRows - 1) / Dot::kMaxRows; tiles > 0; --tiles) {
     const size_t height = (count + tiles - 1) / tiles;
-    sum_rows<Dot>(rows, first_row, height, block, sums);
+    sum_rows<Dot, Dot::kMaxRows>(rows, first_row, height, block, sink);
     first_row += height;
     count -= height;
-    sums += height * kBlock;
   }
 }
 

@@ -99,12 +99,16 @@ class WideSums {
     rows_ = {static_cast<const char*>(scratch), groups * sizeof(WideGroup), row_sums};
   }
 
-  void operator()(int32_t block, size_t first_row, size_t rows, float* sums) const {
+  template <class Sink>
+  void operator()(int32_t block, size_t first_row, size_t rows, const Sink& sink) const {
+    using V = typename Dot::V;
     if (projection_.depth <= kMaxWideDepth) {
-      return sum_all_rows<Dot>(rows_, first_row, rows, BlockWeights(projection_, block), sums);
+      return sum_all_rows<Dot>(rows_, first_row, rows, BlockWeights(projection_, block), sink);
     }
-    for (size_t r = 0; r < rows; ++r) {
-      scalar_sums(projection_, operand_ + (first_row + r) * stride_, block, sums + r * kBlock);
+    for (size_t row = first_row; row < first_row + rows; ++row) {
+      float sums[kBlock];
+      scalar_sums(projection_, operand_ + row * stride_, block, sums);
+      for (int column = 0; column < kBlock; column += V::kLanes) sink(row, column, V::load(sums + column));
     }
   }
 
