@@ -92,6 +92,17 @@ def test_qat_trains_and_converts(model: Model, preset: str) -> None:
         assert (tlq.convert(prepared, "reference")(X) - want).abs().max() < 0.02
 
 
+def test_training_goes_on_after_a_conversion_as_without_it(model: Model) -> None:
+    prepared = tlq.prepare(model.train(), tlq.LSTMQConfig.int8_gates16(qat=True))
+    prepared(X)
+    tlq.convert(prepared)
+    prepared(200 * X)
+    observer = prepared.first.layers[0].layer_fw.cell.activation_post_process_igates
+    scale, _ = observer.calculate_qparams()
+    # the range of all that it has seen, not one cut by what the conversion knew
+    assert scale * 32767 > 100
+
+
 def test_backends(model: Model) -> None:
     assert isinstance(tlq.quantize(model, [X], backend="reference").first, ReferenceLSTM)
     assert isinstance(tlq.prepare(model).first, ObservedLSTM)

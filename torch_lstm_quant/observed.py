@@ -6,6 +6,7 @@ of ``nn.LSTM`` and have float32 in and out: quantization happens inside the cell
 
 from __future__ import annotations
 
+import copy
 import warnings
 
 import torch
@@ -93,7 +94,7 @@ class ReferenceLSTM(torch.ao.nn.quantized.LSTM):
 
     @classmethod
     def from_observed(cls, other: ObservedLSTM) -> ReferenceLSTM:  # type: ignore[override]
-        """Convert a calibrated or trained LSTM; warn of parts whose grids lose the signal that calibration saw.
+        """Convert a calibrated or trained LSTM, which is not changed; warn of grids that lose the signal that calibration saw.
 
         Raises:
             ValueError: it never ran, or an observer gives an impossible grid (the message names layer, direction and part).
@@ -103,7 +104,8 @@ class ReferenceLSTM(torch.ao.nn.quantized.LSTM):
         cells = cells_of(other)
 
         def cell(layer: int, direction: int) -> nn.Module:
-            observed, place = cells[layer][direction], cell_name(other.where, layer, direction)
+            # a copy, as it may go on training: cuts are those of the ranges seen so far
+            observed, place = copy.deepcopy(cells[layer][direction]), cell_name(other.where, layer, direction)
             cut_projections(*(getattr(observed, OBSERVER + part, None) for part in ("igates", "hgates")))
             for loss in losses(observed, place):
                 warnings.warn(loss, LossWarning, stacklevel=4)
