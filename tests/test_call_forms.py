@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from converted_lstms import torchs_warnings
 from torch import Tensor, nn
 from torch.ao.quantization import QConfigMapping, get_default_qconfig
 from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
@@ -237,6 +238,7 @@ def test_a_module_that_is_used_in_two_places_stays_one() -> None:
     assert prepared["a"] is prepared["b"]
 
 
+@torchs_warnings
 def test_a_model_that_is_quantized_as_a_whole() -> None:
     class Whole(nn.Module):
         def __init__(self) -> None:

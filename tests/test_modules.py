@@ -124,7 +124,7 @@ def test_state_dicts_that_do_not_fit() -> None:
     impossible = {name: value.clone() for name, value in module.state_dict().items()}
     impossible["grids_l0"][0, 0] = -1.0
     before = module(torch.ones(T, B, I))[0]
-    with pytest.raises((RuntimeError, ValueError), match="scale must be positive"):
+    with pytest.raises(RuntimeError, match="scale must be positive"):
         module.load_state_dict(impossible)
     assert torch.equal(module(torch.ones(T, B, I))[0], before)
 

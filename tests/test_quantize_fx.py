@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.ao.quantization import FixedQParamsObserver, MinMaxObserver
 
 import torch_lstm_quant as tlq
 from torch_lstm_quant.observed import ObservedLSTM, ReferenceLSTM
@@ -210,26 +211,28 @@ def test_weights_with_nan(name: str) -> None:
         tlq.quantize(nn.Sequential(lstm), [X])
 
 
-def test_impossible_grids_are_named() -> None:
-    from torch.ao.quantization import FixedQParamsObserver, MinMaxObserver
+def fixed(scale: float, zero_point: int = 0, **limits: int) -> Any:
+    limits = {"quant_min": -128, "quant_max": 127} | limits
+    return FixedQParamsObserver.with_args(scale=scale, zero_point=zero_point, dtype=torch.int16, **limits)
 
-    def fixed(**grid: Any) -> Any:
-        return FixedQParamsObserver.with_args(**({"dtype": torch.int16, "quant_min": -128, "quant_max": 127} | grid))
 
-    cases = {
-        "zero": fixed(scale=0.0, zero_point=0),
-        "negative": fixed(scale=-1.0, zero_point=0),
-        "NaN": fixed(scale=float("nan"), zero_point=0),
-        "infinite": fixed(scale=float("inf"), zero_point=0),
-        "denormal": fixed(scale=1e-40, zero_point=0),
-        "zero point": fixed(scale=1.0, zero_point=200),
-        "empty": fixed(scale=1.0, zero_point=0, quant_min=5, quant_max=5),
-        "too wide": MinMaxObserver.with_args(dtype=torch.int32, quant_min=-(1 << 20), quant_max=1 << 20),
-    }
-    for constructor in cases.values():
-        config = tlq.LSTMQConfig.int8().replace(fgate_cx=constructor)
-        with pytest.raises(ValueError, match="LSTM 'lstm', layer 0, forward direction, part fgate_cx"):
-            tlq.quantize(Holder(), [X], config)
+@pytest.mark.parametrize(
+    ("constructor", "message"),
+    [
+        (fixed(0.0), "its scale must be positive, finite.*got 0.0"),
+        (fixed(-1.0), "its scale must be positive.*got -1.0"),
+        (fixed(float("nan")), "its scale must be positive.*got nan"),
+        (fixed(float("inf")), "its scale must be positive.*got inf"),
+        (fixed(1e-40), "its scale must be positive.*normal float32"),
+        (fixed(1.0, zero_point=200), r"its zero_point must lie in .*\[-128, 127\], got 200"),
+        (fixed(1.0, quant_min=5, quant_max=5), "quant_min must be less than quant_max.*got 5 and 5"),
+        (MinMaxObserver.with_args(dtype=torch.int32, quant_min=-(1 << 20), quant_max=1 << 20), "a grid has at most 16 bits"),
+    ],
+)
+def test_impossible_grids_are_named(constructor: Any, message: str) -> None:
+    config = tlq.LSTMQConfig.int8().replace(fgate_cx=constructor)
+    with pytest.raises(ValueError, match=f"LSTM 'lstm', layer 0, forward direction, part fgate_cx: {message}"):
+        tlq.quantize(Holder(), [X], config)
 
 
 class Holder(nn.Module):
