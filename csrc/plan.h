@@ -9,9 +9,9 @@
 namespace lstm_quant {
 
 struct Plan {
-  int slots;  // threads to ask for
-  bool
-      by_rows;  // each slot takes rows of its own; else all work on the same rows: on a direction or on blocks of units
+  // Each slot takes rows of its own; else all work on the same rows, each on a direction or on some blocks of units.
+  bool by_rows;
+  int slots;                           // threads to ask for
   int64_t tile_rows;                   // rows that go through the whole stack together
   int64_t chunk_steps;                 // steps whose input projection is done ahead of the recurrence
   int32_t group_blocks;                // blocks for which input projection and step follow each other

@@ -12,13 +12,11 @@
 // Padding contract
 // - Hidden units come in blocks of kUnits; the weights, multipliers and biases of units beyond hidden_size are zero.
 // - Every array of the packed blob starts at a multiple of kAlign bytes and may be read kAlign bytes beyond its end.
-// - Operand rows, igates, cell states and scratch start at multiples of kAlign bytes, and so do their rows. An operand
-// row
-//   may be read to the end of its stride: what lies beyond its depth is initialized but arbitrary, so integer weights
-//   there are zero, and float sums stop at depth.
-// - Rows of igates, c and h_next hold whole blocks, and a kernel writes whole blocks there. Rows of `output` hold
-// exactly
-//   hidden_size floats without alignment: nothing beyond may be written.
+// - Operand rows, igates, cell states and scratch start at multiples of kAlign bytes, and so do their rows.
+// - An operand row may be read to the end of its stride: what lies beyond its depth is initialized but arbitrary, so
+//   integer weights there are zero, and float sums stop at depth.
+// - Rows of igates, c and h_next hold whole blocks, and a kernel writes whole blocks there.
+// - Rows of `output` hold exactly hidden_size floats without alignment: nothing beyond may be written.
 #pragma once
 
 #include <cstddef>
