@@ -86,7 +86,10 @@ class Shape:
 
 def _check_tensor(name: str, value: object, dtypes: Sequence[torch.dtype], device: torch.device) -> None:
     if isinstance(value, PackedSequence):
-        raise TypeError(f"{name} must be a tensor, got PackedSequence: pad it (torch.nn.utils.rnn.pad_packed_sequence) first")
+        raise TypeError(
+            f"{name} must be a tensor, got PackedSequence, which is not supported yet. Forwards, rows can be padded at their "
+            "ends and read at their last steps; a backward direction would begin in the padding: run such rows one by one"
+        )
     if isinstance(value, fx.Proxy):
         raise TypeError(
             f"{name} must be a tensor, got a Proxy: FX traces into the LSTM, which it must not. Name its class to it, with "

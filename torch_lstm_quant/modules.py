@@ -169,7 +169,9 @@ class LSTM(nn.Module):
             loaded = state_dict.get(prefix + name)
             # copying would truncate floats to integers
             if isinstance(loaded, Tensor) and loaded.dtype != buffer.dtype and not _are_floats(loaded, buffer):
-                error_msgs.append(f"{prefix}{name} must be {buffer.dtype}, got {loaded.dtype}: is it from a float LSTM?")
+                error_msgs.append(
+                    f"{prefix}{name} must be {buffer.dtype}, got {loaded.dtype}: the state is of another kind of LSTM"
+                )
         # loaded into copies, so that the module stays as it was where anything does not fit
         self._buffers.update({name: buffer.clone() for name, buffer in own.items() if name != "_packed"})
         super()._load_from_state_dict(state_dict, prefix, *args)

@@ -100,7 +100,10 @@ class ReferenceLSTM(torch.ao.nn.quantized.LSTM):
             ValueError: it never ran, or an observer gives an impossible grid (the message names layer, direction and part).
         """
         if not other.calls:
-            raise ValueError(f"{other.where} never ran: call the prepared model on calibration data before converting it")
+            raise ValueError(
+                f"{other.where} never ran: call the prepared model on calibration data before converting it, or leave it "
+                "float if no input reaches it (quantize takes a mapping from paths to configurations, None for float)"
+            )
         cells = cells_of(other)
 
         def cell(layer: int, direction: int) -> nn.Module:

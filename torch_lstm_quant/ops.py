@@ -24,7 +24,8 @@ def _load_library() -> None:
             return
     raise ImportError(
         f"torch_lstm_quant's compiled library is missing from {folder}: "
-        "build it with `pip install --no-build-isolation -e .` in the source folder, or install the package's wheel"
+        "build it with `pip install --no-build-isolation -e .` in the source folder, or, if the package is installed already, "
+        "run Python from another folder than the source's, which hides it"
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from torch_lstm_quant.custom_config import Converter
 from torch_lstm_quant.lowering import what_was_found
@@ -145,7 +146,7 @@ def _check_batches(batches: object) -> None:
 def _call(model: nn.Module, batch: Any) -> None:
     if isinstance(batch, Mapping):
         model(**batch)
-    elif isinstance(batch, (tuple, list)):
+    elif isinstance(batch, (tuple, list)) and not isinstance(batch, PackedSequence):
         model(*batch)
     else:
         model(batch)
