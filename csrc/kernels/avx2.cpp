@@ -6,6 +6,13 @@
 //
 // Two such products fit: 2 * 127 * 128 where |s| <= 127; and |s| = 128 is negative and meets complements, of which the
 // largest is 127 and the smallest gives 2 * 128 * -128 = -32768. What the second term adds is the same for all columns.
+//
+// For 32 products that is vpxor, vpmaddubsw, vpmaddwd and vpaddd: one cycle on Zen 4's four vector ports. vpsignb,
+// which would negate the weights outright (all but -128), competes with the multiplications and takes half a cycle
+// more.
+//
+// Measured on Zen 4 (EPYC, 3.7 GHz, one thread): 512->512 with 64 rows 96 G products/s of 118 (with vpsignb 71); one
+// row reads 1 to 4 MB of weights at 77 to 84 GB/s, plain reads 100 to 118; tail 2.6 ns a unit with its loads.
 #ifdef __x86_64__
 
 #include <immintrin.h>
@@ -54,7 +61,7 @@ struct MaskedDot {
     __m256i mask;
   };
   static constexpr int kOperandBytes = 2 * kGroup;
-  static constexpr int kMaxRows = 2;
+  static constexpr int kMaxRows = 3;
   static constexpr int kSplit = 1;
 
   static constexpr int vectors(int rows) { return rows > 1 ? 4 : 8; }
@@ -107,6 +114,7 @@ struct Isa {
   using Int8 = MaskedSums;
   using Wide = WideSums<WideDot<Avx2, 1>>;
   static constexpr size_t kTailVectors = 4;
+  static constexpr size_t kOverlapBytes = 0;
   using Float = DotSums<FloatDot<Avx2, 3, 4>>;
 };
 

@@ -1,4 +1,12 @@
-// AVX-512 with VNNI: vpdpbusd takes 64 products of uint8 and int8 into 16 int32 sums.
+// AVX-512 with VNNI: vpdpbusd adds 64 products of uint8 and int8 to 16 int32 sums, exactly; Zen 4 does one a cycle, Zen
+// 5 two. A single row is bound by reading weights; so that it is not bound by vpdpbusd's latency, its groups of four
+// columns go to 4 sums of their own in turn, 8 in flight. Six rows of 64 sums, with the weights in 4 registers, fill 29
+// of 32. What int8() evaluates is bound by the multipliers, where 12 of the operations of a gate go, the division
+// counted twice; eight vectors at a time hide their latency.
+//
+// Measured on Zen 4 (EPYC, 3.7 GHz, one thread): 1024->1024 with 64 rows 232 G products/s of 236; from 3 rows 220 or
+// more; one row reads 1 to 4 MB of weights at 95 to 100 GB/s, plain reads 100 to 118; tail 1.75 ns a unit with its
+// loads.
 #ifdef __x86_64__
 
 #include <immintrin.h>
@@ -56,6 +64,7 @@ struct Isa {
   using Int8 = DotSums<VnniDot>;
   using Wide = WideSums<WideDot<Avx512, 2>>;
   static constexpr size_t kTailVectors = 8;
+  static constexpr size_t kOverlapBytes = 16 << 10;
   using Float = DotSums<FloatDot<Avx512, 4, 4>>;
 };
 

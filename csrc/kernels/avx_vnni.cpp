@@ -1,4 +1,9 @@
-// AVX-VNNI: vpdpbusd in 256 bits, for CPUs without AVX-512.
+// AVX-VNNI: vpdpbusd in 256 bits, for CPUs without AVX-512 (Intel's client cores from Alder Lake on): 32 products of
+// uint8 and int8 into 8 int32 sums, two a cycle. Of 16 registers, six rows of 16 sums take 12 and the weights 2; a
+// single row takes all 64 sums of a block at a time, in 8.
+//
+// Measured through its EVEX twin on Zen 4 (EPYC, 3.7 GHz, one thread), which has no AVX-VNNI: 1024->1024 with 64 rows
+// 214 G products/s of 236; one row reads 1 to 4 MB of weights at 90 GB/s, plain reads 100 to 118; tail 2.4 ns a unit.
 #ifdef __x86_64__
 
 #include <immintrin.h>
@@ -51,6 +56,7 @@ struct Isa {
   using Int8 = DotSums<VnniDot>;
   using Wide = WideSums<WideDot<Avx2, 1>>;
   static constexpr size_t kTailVectors = 4;
+  static constexpr size_t kOverlapBytes = 0;
   using Float = DotSums<FloatDot<Avx2, 3, 4>>;
 };
 

@@ -6,6 +6,7 @@
 #include "kernels.h"
 
 namespace lstm_quant {
+namespace {
 
 constexpr float kRounding = 384.0f;  // its unit in the last place is 2**-15
 
@@ -43,4 +44,5 @@ inline __attribute__((always_inline)) typename V::F rational(Evaluator evaluator
   return value;
 }
 
+}  // namespace
 }  // namespace lstm_quant

@@ -7,6 +7,7 @@
 #include "kernels.h"
 
 namespace lstm_quant {
+namespace {
 
 struct Avx2 {
   static constexpr int kLanes = 8;
@@ -50,4 +51,5 @@ struct Avx2 {
   static F evaluate(Evaluator evaluator, F steps) { return rational<Avx2>(evaluator, steps); }
 };
 
+}  // namespace
 }  // namespace lstm_quant

@@ -7,6 +7,7 @@
 #include "kernels.h"
 
 namespace lstm_quant {
+namespace {
 
 struct Avx512 {
   static constexpr int kLanes = 16;
@@ -46,4 +47,5 @@ struct Avx512 {
   static F evaluate(Evaluator evaluator, F steps) { return rational<Avx512>(evaluator, steps); }
 };
 
+}  // namespace
 }  // namespace lstm_quant

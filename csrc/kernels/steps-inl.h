@@ -1,6 +1,9 @@
 // The functions of a Kernels table over the classes of an ISA. Include it inside the target region.
 //
 //   V              vector class, see tail-inl.h
+//   kTailVectors   vectors that the tail of int8() takes side by side
+//   kOverlapBytes  weights of a block up to which a single row's tail goes block by block: then it runs while the next
+//                  block's weights come in
 //   Int8, Wide, Float    Rows -> sums: constructed from (projection, operand, stride, rows, scratch); called with
 //                  (block, first_row, rows, sink), they give each row's sums to sink(row, column, V::F)
 #pragma once
@@ -13,6 +16,7 @@
 #include "wide-inl.h"
 
 namespace lstm_quant {
+namespace {
 
 constexpr size_t kChunkRows = 24;  // most rows whose sums wait for the tail
 static_assert(kChunkRows * kBlock * sizeof(float) <= 16384, "scratch_bytes has no room for so many sums");
@@ -38,7 +42,12 @@ struct KernelsOf {
   using V = typename Isa::V;
   using F = typename V::F;
   static constexpr size_t kColumns = kUnits / V::kLanes;  // vectors of units in a block
-  static constexpr int32_t kTailBlocks = Isa::kTailVectors / kColumns;
+  // vectors and blocks that the tail takes side by side; its general form, which is mostly table look-ups, gains
+  // nothing from more
+  template <CellForm kForm>
+  static constexpr size_t kTailVectors = kForm == CellForm::kInt8 ? Isa::kTailVectors : 4;
+  template <CellForm kForm>
+  static constexpr size_t kTailBlocks = kTailVectors<kForm> / kColumns;
 
   static void quantize(const Grid& grid, const float* values, size_t count, uint8_t* operand) {
     const auto low = V::set(grid.low);
@@ -146,10 +155,10 @@ struct KernelsOf {
     }
   }
 
-  // A single row takes several blocks at a time, so that its tail has as many vectors side by side as that of rows.
   template <CellForm kForm, class BlockSums>
   static void step_with(const StepArgs& args, const BlockSums& block_sums) {
-    const int32_t at_a_time = args.rows == 1 ? kTailBlocks : 1;
+    const bool several = args.rows == 1 && args.cell->hidden.block_bytes > Isa::kOverlapBytes;
+    const int32_t at_a_time = several ? kTailBlocks<kForm> : 1;
     const int32_t total = args.last_block - args.first_block;
     for (int32_t done = 0; done < total; done += at_a_time) {
       const int32_t blocks = total - done < at_a_time ? total - done : at_a_time;
@@ -166,7 +175,7 @@ struct KernelsOf {
   static void step_row(const StepArgs& args, const BlockSums& block_sums, int32_t first_block, int32_t blocks) {
     float* sums = static_cast<float*>(args.scratch);
     for (int32_t i = 0; i < blocks; ++i) block_sums(first_block + i, 0, 1, KeepSums{0, sums + i * kBlock});
-    finish_all<kForm, kTailBlocks, false>(args, 0, first_block * kUnits, sums, blocks);
+    finish_all<kForm, kTailBlocks<kForm>, false>(args, 0, first_block * kUnits, sums, blocks);
   }
 
   template <CellForm kForm, class BlockSums>
@@ -176,7 +185,7 @@ struct KernelsOf {
       rows = chunk_rows(args.rows - row);
       block_sums(block, row, rows, KeepSums{row, sums});
       for (size_t column = 0; column < kUnits; column += V::kLanes) {
-        finish_all<kForm, Isa::kTailVectors, true>(args, row, block * kUnits + column, sums + column, rows);
+        finish_all<kForm, kTailVectors<kForm>, true>(args, row, block * kUnits + column, sums + column, rows);
       }
     }
   }
@@ -198,4 +207,5 @@ struct KernelsOf {
   }
 };
 
+}  // namespace
 }  // namespace lstm_quant

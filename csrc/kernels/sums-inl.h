@@ -18,6 +18,7 @@
 #include "kernels.h"
 
 namespace lstm_quant {
+namespace {
 
 constexpr int kWeightBytes = kBlock * kGroup;  // of one group's weights in a block; also kBlock floats
 
@@ -156,4 +157,5 @@ struct FloatDot {
   static typename V::F total(Sum sum) { return sum; }
 };
 
+}  // namespace
 }  // namespace lstm_quant

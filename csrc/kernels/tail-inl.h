@@ -11,7 +11,7 @@
 //   store_u8(uint8_t*, I), store_i32(int32_t*, I)
 //   evaluate(Evaluator, F steps): the known tables (only called where Kernels::evaluate is not null)
 //
-// Every function here is a template over V, so that no code of one ISA can stand in for another's.
+// Like all *-inl.h it is in an unnamed namespace: code that is compiled for one ISA must not stand in for another's.
 #pragma once
 
 #include "evaluate-inl.h"
@@ -21,6 +21,7 @@
 #define LSTM_QUANT_INLINE inline __attribute__((always_inline))
 
 namespace lstm_quant {
+namespace {
 
 // What is known of a cell when its tail is compiled.
 enum class CellForm {
@@ -224,4 +225,5 @@ LSTM_QUANT_INLINE void tail(const StepArgs& args, const Tile<V, N, kAlongRows>& 
   }
 }
 
+}  // namespace
 }  // namespace lstm_quant

@@ -13,6 +13,7 @@
 #include "sums-inl.h"
 
 namespace lstm_quant {
+namespace {
 
 // Depth up to which the int32 sums of the parts, and of a row's steps, cannot overflow: steps have 17 bits and a sign.
 constexpr int32_t kMaxWideDepth = (1 << 15) - 1;
@@ -119,4 +120,5 @@ class WideSums {
   OperandRows rows_{};
 };
 
+}  // namespace
 }  // namespace lstm_quant
