@@ -7,7 +7,9 @@ namespace {
 
 // What things cost, in nanoseconds, measured on Zen 4 with AVX-512. They need not be right on other machines: they only
 // decide how many threads a call takes.
-constexpr double kWeightsPerNs = 90;         // int8 weights read from the second- or third-level cache
+constexpr double kWeightsPerNs = 90;      // int8 weights read again and again, where they are few
+constexpr double kManyWeightsPerNs = 55;  // and where a thread reads more than kFewWeights
+constexpr double kFewWeights = 3 << 20;
 constexpr double kProductsPerNs = 180;       // multiply-accumulates on weights that are at hand
 constexpr double kRegionNs = 4000;           // starting other threads, and waiting for the last to end
 constexpr double kMeetingNsPerMember = 150;  // a step's meeting
@@ -38,21 +40,22 @@ int64_t chunk_of(int64_t steps, int64_t rows) {
 // A call's multiply-accumulates, and what they take.
 class Work {
  public:
-  Work(const Sizes& sizes, int64_t steps) : steps_(steps) {
+  Work(const Sizes& sizes, int64_t steps) : steps_(steps), layers_(static_cast<double>(sizes.num_layers)) {
     const auto outputs = static_cast<double>(sizes.num_directions * kGates * sizes.hidden_size);
     hidden_ = outputs * static_cast<double>(sizes.hidden_size * sizes.num_layers);
     for (int64_t layer = 0; layer < sizes.num_layers; ++layer)
       input_ += outputs * static_cast<double>(sizes.depth(layer));
   }
 
-  // Of one thread on `rows` rows. The weights are read once for each step, those of the input projection for each
-  // chunk.
-  double ns(int64_t rows) const {
+  // Of one thread on `rows` rows and one of `parts` equal parts of the units. The weights are read once for each step,
+  // those of the input projection for each chunk.
+  double ns(int64_t rows, int parts = 1) const {
     const auto steps = static_cast<double>(steps_);
     const auto chunks = static_cast<double>(divide_up(steps_, chunk_of(steps_, rows)));
     const double products = static_cast<double>(rows) * steps / kProductsPerNs;
-    return std::max(hidden_ * products, hidden_ * steps / kWeightsPerNs) +
-           std::max(input_ * products, input_ * chunks / kWeightsPerNs);
+    const double hidden = hidden_ / parts, input = input_ / parts;
+    const double per_ns = hidden / layers_ > kFewWeights ? kManyWeightsPerNs : kWeightsPerNs;
+    return std::max(hidden * products, hidden * steps / per_ns) + std::max(input * products, input * chunks / per_ns);
   }
   // Of `threads` threads with rows of their own.
   double ns_by_rows(int64_t rows, int threads) const { return kRegionNs + ns(divide_up(rows, threads)); }
@@ -60,11 +63,12 @@ class Work {
   double ns_by_units(int64_t rows, int threads, int64_t directions) const {
     const auto members = static_cast<double>(divide_up(threads, directions));
     const double meeting = members > 1 ? kMeetingNsPerMember * members : 0;
-    return kRegionNs + ns(rows) / threads + static_cast<double>(steps_) * meeting;
+    return kRegionNs + ns(rows, threads) + static_cast<double>(steps_) * meeting;
   }
 
  private:
   int64_t steps_;
+  double layers_;
   double hidden_ = 0;  // for one step of one row
   double input_ = 0;
 };
