@@ -170,7 +170,6 @@ BoundCell Blob::cell(int64_t index) const {
   cell.fgate_cx = grids.fgate_cx;
   cell.igate_cgate = grids.igate_cgate;
   cell.cell = grids.fgate_cx_igate_cgate;
-  cell.tanh_cy_input = grids.tanh_cy_input;
   cell.ogate_cy = grids.ogate_cy;
   cell.hx = grids.hx;
   cell.h_is_operand = grids.hx == grids.ogate_cy && is_idempotent(grids.hx) && cell.hidden.sums != Sums::kFloat;

@@ -91,7 +91,7 @@ constexpr int kTanhCy = kGates;  // index of the fifth function, tanh of the cel
 // One direction of one layer. A step does for each row and unit, with g one of the gates i, f, c, o:
 //   gate[g]  = functions[g](igates[g] + projected by hidden[g])
 //   c        = on_grid(on_grid(gate[f] * on_grid(c, cx), fgate_cx) + on_grid(gate[i] * gate[c], igate_cgate), cell)
-//   tanh_cy  = functions[kTanhCy](on_grid(c, tanh_cy_input))
+//   tanh_cy  = functions[kTanhCy](c)
 //   h        = on_grid(gate[o] * tanh_cy, ogate_cy)
 //   output   = h
 //   h_next   = the operand that stands for h: steps(h, hx) as hidden.sums wants it, on_grid(h, hx) for kFloat
@@ -106,7 +106,6 @@ struct Cell {
   Grid fgate_cx;
   Grid igate_cgate;
   Grid cell;           // part fgate_cx_igate_cgate
-  Grid tanh_cy_input;  // absent where tanh reads `cell`'s own grid; functions[kTanhCy].input is the one that it reads
   Grid ogate_cy;
   Grid hx;
   bool h_is_operand = false;  // hx equals ogate_cy: steps(h, hx) are the steps that h was rounded to

@@ -119,16 +119,17 @@ struct KernelsOf {
     void operator()(size_t row, int column, F sum) const { V::store(sums + (row - first_row) * kBlock + column, sum); }
   };
 
-  // Writes what is projected for a block, before it is put on a grid.
+  // Writes what is projected for a block.
   struct WriteIgates {
     const float* multipliers;
     const float* biases;
+    const Grid* grids;
     float* igates;
     size_t stride;
 
     void operator()(size_t row, int column, F sum) const {
-      V::store(igates + row * stride + column,
-               V::add(V::mul(sum, V::load(multipliers + column)), V::load(biases + column)));
+      const F v = V::add(V::mul(sum, V::load(multipliers + column)), V::load(biases + column));
+      V::store(igates + row * stride + column, on_grid<V>(v, grids[column / kUnits]));
     }
   };
 
@@ -139,25 +140,15 @@ struct KernelsOf {
       const size_t place = static_cast<size_t>(block) * kBlock;
       float* igates = args.igates + place - static_cast<size_t>(args.first_block) * kBlock;
       block_sums(block, 0, args.rows,
-                 WriteIgates{projection.multipliers + place, projection.biases + place, igates, args.igates_stride});
-      for (int gate = 0; gate < kGates; ++gate, igates += kUnits) {
-        if (projection.output[gate].present()) put_on_grid(projection.output[gate], args, igates);
-      }
-    }
-  }
-
-  // A gate of a block.
-  static void put_on_grid(const Grid& grid, const ProjectArgs& args, float* igates) {
-    for (size_t row = 0; row < args.rows; ++row, igates += args.igates_stride) {
-      for (int unit = 0; unit < kUnits; unit += V::kLanes) {
-        V::store(igates + unit, dequantize<V>(round_to<V>(V::load(igates + unit), grid), grid));
-      }
+                 WriteIgates{projection.multipliers + place, projection.biases + place, projection.output, igates,
+                             args.igates_stride});
     }
   }
 
   template <CellForm kForm, class BlockSums>
   static void step_with(const StepArgs& args, const BlockSums& block_sums) {
-    const bool several = args.rows == 1 && args.cell->hidden.block_bytes > Isa::kOverlapBytes;
+    const bool overlaps = kForm == CellForm::kInt8 && args.cell->hidden.block_bytes <= Isa::kOverlapBytes;
+    const bool several = args.rows == 1 && !overlaps;
     const int32_t at_a_time = several ? kTailBlocks<kForm> : 1;
     const int32_t total = args.last_block - args.first_block;
     for (int32_t done = 0; done < total; done += at_a_time) {

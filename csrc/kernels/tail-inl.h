@@ -165,7 +165,7 @@ LSTM_QUANT_INLINE void update_cell(const StepArgs& args, const Tile<V, N, kAlong
     const auto igate_cgate = on_any_grid<V, kForm>(V::mul(gates[0][j], gates[2][j]), cell.igate_cgate);
     const auto cy = on_any_grid<V, kForm>(V::add(fgate_cx, igate_cgate), cell.cell);
     V::store(state, cy);
-    c[j] = on_any_grid<V, kForm>(cy, cell.tanh_cy_input);
+    c[j] = cy;
   }
 }
 
