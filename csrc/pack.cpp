@@ -143,7 +143,7 @@ Evaluator find_evaluator(const TableSource& source, const Grid& input) {
 }  // namespace
 
 bool Packer::Table::operator<(const Table& other) const {
-  return std::tie(form, low, content) < std::tie(other.form, other.low, other.content);
+  return std::tie(form, content) < std::tie(other.form, other.content);
 }
 
 Packer::Packer(const Sizes& sizes, std::vector<CellSource> cells) : sources_(std::move(cells)) {
@@ -203,20 +203,20 @@ void Packer::lay_out_function(const char* part, const TableSource& source, const
                              " entries, got " + std::to_string(source.count));
   }
   if (entries == 0) return;
-  Table table{TableForm::kUint16, input.low, {}};
+  Table table{TableForm::kUint16, {}};
   if (entries > kSmallTable && output.present()) table.content = as_uint16(source, output);
   if (table.content.empty()) {
     const char* bytes = reinterpret_cast<const char*>(source.values);
-    table = {TableForm::kFloat, input.low, std::vector<char>(bytes, bytes + entries * sizeof(float))};
+    table = {TableForm::kFloat, std::vector<char>(bytes, bytes + entries * sizeof(float))};
   }
   record.form = table.form;
   auto place = tables_.find(table);
   if (place == tables_.end()) {
     const uint64_t offset = reserve(table.content.size());
-    place = tables_.emplace(std::move(table), Place{offset, find_evaluator(source, input)}).first;
+    place = tables_.emplace(std::move(table), offset).first;
   }
-  record.table = place->second.offset;
-  record.evaluator = place->second.evaluator;
+  record.table = place->second;
+  record.evaluator = find_evaluator(source, input);
 }
 
 void Packer::write_projection(const MatrixSource& source, const ProjectionRecord& record, const Grid& grid,
@@ -254,8 +254,8 @@ void Packer::write(uint8_t* blob) const {
     write_projection(sources_[i].input, records_[i].input, records_[i].grids.x, blob);
     write_projection(sources_[i].hidden, records_[i].hidden, records_[i].grids.hx, blob);
   }
-  for (const auto& [table, place] : tables_) {
-    std::memcpy(blob + place.offset, table.content.data(), table.content.size());
+  for (const auto& [table, offset] : tables_) {
+    std::memcpy(blob + offset, table.content.data(), table.content.size());
   }
 }
 

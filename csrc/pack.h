@@ -47,13 +47,8 @@ class Packer {
   // A table as it is stored; equal ones share a place.
   struct Table {
     TableForm form;
-    float low;  // of the input's grid
     std::vector<char> content;
     bool operator<(const Table& other) const;
-  };
-  struct Place {
-    uint64_t offset;
-    Evaluator evaluator;
   };
 
   uint64_t reserve(uint64_t bytes);
@@ -66,7 +61,7 @@ class Packer {
   BlobHeader header_{};
   std::vector<CellSource> sources_;
   std::vector<CellRecord> records_;
-  std::map<Table, Place> tables_;
+  std::map<Table, uint64_t> tables_;  // to their offsets
 };
 
 }  // namespace lstm_quant
