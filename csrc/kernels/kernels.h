@@ -105,7 +105,7 @@ struct Cell {
   Grid cx;  // absent where it equals `cell`, since c is on that grid already (the driver puts the first c there)
   Grid fgate_cx;
   Grid igate_cgate;
-  Grid cell;           // part fgate_cx_igate_cgate
+  Grid cell;  // part fgate_cx_igate_cgate
   Grid ogate_cy;
   Grid hx;
   bool h_is_operand = false;  // hx equals ogate_cy: steps(h, hx) are the steps that h was rounded to
