@@ -13,7 +13,7 @@ import pytest
 from torch_lstm_quant import ops
 
 # `make proof` sets it to 50 million and writes down what it saw
-VALUES = int(os.environ.get("KERNEL_TEST_VALUES", 1_000_000))
+VALUES = int(os.environ.get("KERNEL_TEST_VALUES", 500_000))
 
 
 @pytest.mark.parametrize("threads", [1, 2])
