@@ -30,7 +30,7 @@ demo: $(VENV)/installed
 	$(BIN)/python examples/char_lm/demo.py
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest $(PYTEST)
+	$(BIN)/python -m pytest --numprocesses 2 $(PYTEST)
 
 check: $(VENV)/installed
 	$(BIN)/ruff check
