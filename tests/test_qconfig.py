@@ -36,13 +36,24 @@ def test_replace_and_override() -> None:
         LSTMQConfig.int8().replace(cx=None).override(layer=1, x=None, weight_ih=None).override(direction="backward", x=None)
     )
     assert config.cx is None
-    assert config.for_cell(0, "forward").x is not None
-    assert config.for_cell(1, "forward").x is None
-    assert config.for_cell(0, "backward").x is None
-    assert config.for_cell(1, "forward").weight_ih is None
-    assert config.for_cell(0, "backward").weight_ih is not None
+    assert config.constructors(0, "forward")["x"] is not None
+    assert config.constructors(1, "forward")["x"] is None
+    assert config.constructors(0, "backward")["x"] is None
+    assert config.constructors(1, "forward")["weight_ih"] is None
+    assert config.constructors(0, "backward")["weight_ih"] is not None
     later = config.override(x=MinMaxObserver)
-    assert later.for_cell(1, "backward").x is MinMaxObserver
+    assert later.constructors(1, "backward")["x"] is MinMaxObserver
+
+
+def test_one_gate_of_a_part_has_its_own() -> None:
+    config = LSTMQConfig.int8().override(gate="forget", gates=HistogramObserver).override(layer=1, gates=MinMaxObserver)
+    assert config.constructors(0, "forward")["gates_forget"] is HistogramObserver
+    assert "gates_forget" not in config.constructors(1, "forward")
+    assert "layer any, both directions, forget gate: gates" in str(config)
+    with pytest.raises(TypeError, match="gate='cell' is for the parts igates, hgates, gates, got x"):
+        config.override(gate="cell", x=None)
+    with pytest.raises(ValueError, match="gate must be one of input, forget, cell, output"):
+        config.override(gate="forget_gate", gates=None)  # type: ignore[arg-type]
 
 
 def test_it_is_frozen() -> None:

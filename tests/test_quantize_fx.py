@@ -13,6 +13,7 @@ from torch.ao.quantization import FixedQParamsObserver, MinMaxObserver
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import torch_lstm_quant as tlq
+from torch_lstm_quant import reference
 from torch_lstm_quant.observed import ObservedLSTM, ReferenceLSTM
 
 X = torch.randn(6, 3, 5, generator=torch.Generator().manual_seed(0))
@@ -75,6 +76,26 @@ def test_configurations_by_path_class_and_default(model: Model) -> None:
     assert type(quantized.first) is nn.LSTM
     assert quantized.second.cells()[0][0].qparams.fgate_cx.bits == 8
     assert type(tlq.quantize(model, [X], {"second": narrow}).first) is nn.LSTM
+
+
+@pytest.mark.parametrize("preset", ["int8", "int8_gates16", "all_int8"])
+@torch.no_grad()
+def test_one_gate_can_have_a_grid_of_its_own(model: Model, preset: str) -> None:
+    forget = FixedQParamsObserver.with_args(scale=2**-10, zero_point=0, dtype=torch.int16, quant_min=-16000, quant_max=16000)
+    plain = getattr(tlq.LSTMQConfig, preset)()
+    config = plain.override(layer=0, gate="forget", gates=forget)
+    fused, reference_backend = (tlq.quantize(model.eval(), [X], config, backend) for backend in ("fused", "reference"))
+    common = tlq.quantize(model, [X], plain).first.cells()[0][0].qparams.gates[0]
+    assert fused.first.cells()[0][0].qparams.gates[1].scale == 2**-10
+    if preset != "all_int8":  # whose other gates are calibrated one by one now
+        assert [fused.first.cells()[0][0].qparams.gates[gate] for gate in (0, 2, 3)] == [common] * 3
+    output, h_n, c_n = reference.lstm(fused.first.cells(), X)
+    got, (got_h, got_c) = fused.first(X)
+    assert torch.equal(got, output)
+    assert torch.equal(got_h, h_n)
+    assert torch.equal(got_c, c_n)
+    step = fused.first.cells()[0][0].qparams.ogate_cy.scale
+    assert (reference_backend.first(X)[0] - got).abs().max() <= 1.001 * step
 
 
 @pytest.mark.parametrize("preset", ["int8", "int8_gates16", "fixed16", "all_int8"])

@@ -28,8 +28,10 @@ OBSERVER = "activation_post_process_"
 SHARED = {"hx": "ogate_cy", "cx": "fgate_cx_igate_cgate"}
 """The states that are read, and the parts that write them: where ``"shared"`` is asked for, both have one observer."""
 
-_SPLIT = ("igates", "hgates", "gates")
-_GATES = ("input", "forget", "cell", "output")
+SPLIT_PARTS = ("igates", "hgates", "gates")
+"""Parts that a cell with split gates has once for each of :data:`GATE_NAMES`: ``gates_forget`` is the forget gate's sum."""
+
+GATE_NAMES = ("input", "forget", "cell", "output")
 
 _BACKEND_OPS: dict[str, tuple[Any, str]] = {
     "x": (nn.Linear, "input_dtype"),
@@ -80,7 +82,8 @@ def observe_cell(
     Args:
         cell: with float32 parameters; it is taken apart, and the result holds its parameters.
         constructors: of observers or fake quantizes, by part, the weights too. A part that is left out, None, or whose
-            observer has dtype float32 stays float32. ``hx`` and ``cx`` may be ``"shared"``: see :data:`SHARED`.
+            observer has dtype float32 stays float32. ``hx`` and ``cx`` may be ``"shared"``: see :data:`SHARED`. Where gates
+            are split, one gate of a part can have its own: ``gates_forget``.
         where: module path, layer and direction, for messages.
         backend_config: None allows everything; else the dtypes that it lists for the part's op.
         quantized_boundary: ``x`` and the states come as quantized tensors, on grids that are found elsewhere.
@@ -92,18 +95,18 @@ def observe_cell(
         TypeError: a constructor that is none, or an unknown part.
         ValueError: what is asked for cannot be honoured (the message names ``where`` and the part).
     """
-    for part in constructors:
-        if part not in _BACKEND_OPS:
-            raise TypeError(f"{where}: unknown part {part!r}; the parts are {', '.join(_BACKEND_OPS)}")
+    for slot in constructors:
+        if (part_of(slot) if cell.split_gates else slot) not in _BACKEND_OPS:
+            raise TypeError(f"{where}: unknown part {slot!r}; the parts are {', '.join(_BACKEND_OPS)}")
     _swap_ff_with_fxff(cell)
     observed = GraphModule(cell, Tracer().trace(cell))
     graph = observed.graph
     graph.eliminate_dead_code()
 
     def make(slot: str) -> nn.Module | None:
-        part = _part_of(slot)
+        part = part_of(slot)
         place = f"{where}, part {slot}"
-        module = make_observer(constructors.get(part), place, weight=part in WEIGHTS)
+        module = make_observer(constructors.get(slot, constructors.get(part)), place, weight=part in WEIGHTS)
         _check_backend(backend_config, part, module, place)
         return module
 
@@ -157,11 +160,11 @@ def convert_cell(
     for node in list(cell.graph.nodes):
         if node.op == "call_module" and str(node.target).startswith(OBSERVER):
             slot = str(node.target).removeprefix(OBSERVER)
-            if _part_of(slot) not in _BACKEND_OPS:
+            if part_of(slot) not in _BACKEND_OPS:
                 raise ValueError(f"{where}: {node.target} is not the observer of a part: observe the LSTM with our utility")
             module = cell.get_submodule(str(node.target))
             place = f"{where}, part {slot}"
-            _check_backend(backend_config, _part_of(slot), module, place)
+            _check_backend(backend_config, part_of(slot), module, place)
             _quantize(cell, node, slot, read_grid(module, place))
     for name, (part, linear) in _linears(cell).items():
         if isinstance(linear, ObservedLinear):
@@ -177,10 +180,10 @@ def convert_cell(
     return cell
 
 
-def _part_of(slot: str) -> str:
+def part_of(slot: str) -> str:
     """The part of a slot: ``igates_input`` is a slot of part ``igates``; without split gates the two are the same."""
     part, _, gate = slot.rpartition("_")
-    return part if part in _SPLIT and gate in _GATES else slot
+    return part if part in SPLIT_PARTS and gate in GATE_NAMES else slot
 
 
 def _nodes_of_slots(graph: Graph, split_gates: bool) -> dict[str, Node]:
@@ -189,11 +192,11 @@ def _nodes_of_slots(graph: Graph, split_gates: bool) -> dict[str, Node]:
     names = ["igates", "hgates"]
     adds = ["gates", "fgate_cx_igate_cgate"]
     if split_gates:
-        names = [f"{side}_{gate}" for gate in _GATES for side in ("igates", "hgates")]
-        adds = [*(f"gates_{gate}" for gate in _GATES), "fgate_cx_igate_cgate"]
+        names = [f"{side}_{gate}" for gate in GATE_NAMES for side in ("igates", "hgates")]
+        adds = [*(f"gates_{gate}" for gate in GATE_NAMES), "fgate_cx_igate_cgate"]
     slots = {"x": nodes["x"]} | {name: nodes[name] for name in names}
     slots |= {slot: nodes[f"add_{index}" if index else "add"] for index, slot in enumerate(adds)}
-    slots |= {f"{gate}_gate": nodes[f"{gate}_gate"] for gate in _GATES}
+    slots |= {f"{gate}_gate": nodes[f"{gate}_gate"] for gate in GATE_NAMES}
     slots |= {"fgate_cx": nodes["mul"], "igate_cgate": nodes["mul_1"], "tanh_cy": nodes["tanh"], "ogate_cy": nodes["mul_2"]}
     hx, cx = sorted(nodes["hidden"].users, key=lambda getitem: getitem.args[1])
     return slots | {"hx": hx, "cx": cx}

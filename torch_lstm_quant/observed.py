@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.ao.quantization import PlaceholderObserver, QConfig, default_weight_observer
 
 from torch_lstm_quant.call_forms import Shape, States
-from torch_lstm_quant.cell_graph import OBSERVER, convert_cell, observe_cell
+from torch_lstm_quant.cell_graph import GATE_NAMES, OBSERVER, convert_cell, observe_cell, part_of
 from torch_lstm_quant.cell_stack import assemble, cell_name, cells_of, float_cell, run_cells
 from torch_lstm_quant.observed_grid import without_warning
 from torch_lstm_quant.observers import BoundaryObserver, cut_projections
@@ -64,8 +64,8 @@ class ObservedLSTM(torch.ao.nn.quantizable.LSTM):
         _check_overrides(config, other, where)
 
         def cell(layer: int, direction: int) -> nn.Module:
-            constructors = dict(config.for_cell(layer, DIRECTIONS[direction]).parts())
-            cell = float_cell(other, layer, direction)
+            constructors = config.constructors(layer, DIRECTIONS[direction])
+            cell = float_cell(other, layer, direction, split_gates=any(part_of(slot) != slot for slot in constructors))
             return watch(observe_cell(cell, constructors, cell_name(where, layer, direction)))
 
         observed: ObservedLSTM = assemble(cls, other, cell)
@@ -109,7 +109,8 @@ class ReferenceLSTM(torch.ao.nn.quantized.LSTM):
         def cell(layer: int, direction: int) -> nn.Module:
             # a copy, as it may go on training: cuts are those of the ranges seen so far
             observed, place = copy.deepcopy(cells[layer][direction]), cell_name(other.where, layer, direction)
-            cut_projections(*(getattr(observed, OBSERVER + part, None) for part in ("igates", "hgates")))
+            for gate in ("", *(f"_{name}" for name in GATE_NAMES)):
+                cut_projections(*(getattr(observed, OBSERVER + side + gate, None) for side in ("igates", "hgates")))
             for loss in losses(observed, place):
                 warnings.warn(loss, LossWarning, stacklevel=4)
             return convert_cell(observed, place)
@@ -162,7 +163,7 @@ def _check_nothing_beside_cells(lstm: nn.LSTM, where: str) -> None:
 
 def _check_overrides(config: LSTMQConfig, lstm: nn.LSTM, where: str) -> None:
     """Refuse a configuration for cells that an LSTM does not have."""
-    for (layer, direction), _ in config.overrides:
+    for layer, direction, _, _ in config.overrides:
         if (layer is not None and layer >= lstm.num_layers) or (direction == "backward" and not lstm.bidirectional):
             raise ValueError(
                 f"{where}: its configuration overrides layer {'any' if layer is None else layer}, {direction or 'both'} "

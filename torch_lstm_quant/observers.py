@@ -35,7 +35,10 @@ class CutMinMaxObserver(MinMaxObserver):
 
 
 def cut_projections(igates: torch.nn.Module | None, hgates: torch.nn.Module | None) -> None:
-    """Cut each projection at +-(12 + the greatest magnitude of the other), where its range can still matter to the sum."""
+    """Cut each projection, of all gates or of one, at +-(12 + the greatest magnitude of the other).
+
+    Beyond that its range can no longer matter to the sum.
+    """
     observers = [observer_of(module) for module in (igates, hgates)]
     cuttable = [observer for observer in observers if isinstance(observer, CutMinMaxObserver)]
     if len(cuttable) == 2:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import nn
@@ -19,12 +19,29 @@ from torch.ao.quantization import (
     QConfig,
 )
 
+from torch_lstm_quant.cell_graph import GATE_NAMES, SPLIT_PARTS
 from torch_lstm_quant.observed_grid import Constructor, observer_of
 from torch_lstm_quant.observers import BoundaryObserver, CutMinMaxObserver
 from torch_lstm_quant.qparams import GATES, PARTS, WEIGHTS
 
 Direction = Literal["forward", "backward"]
 DIRECTIONS: tuple[Direction, Direction] = ("forward", "backward")
+
+Gate = Literal["input", "forget", "cell", "output"]
+
+
+class Override(NamedTuple):
+    """Other constructors for some parts of some cells: None is any layer, both directions, all four gates together."""
+
+    layer: int | None
+    direction: Direction | None
+    gate: Gate | None
+    parts: Mapping[str, Any]
+
+    def __str__(self) -> str:
+        gate = f", {self.gate} gate" if self.gate else ""
+        place = f"layer {'any' if self.layer is None else self.layer}, {self.direction or 'both directions'}{gate}"
+        return "\n".join(f"{place}: {part:<22}{_describe(constructor)}" for part, constructor in self.parts.items())
 
 
 @dataclass(frozen=True)
@@ -40,7 +57,7 @@ class LSTMQConfig:
         hx, cx: the states as they are read. ``"shared"``: one observer for reading and writing, so one grid: that of
             ``ogate_cy`` for ``hx``, that of ``fgate_cx_igate_cgate`` for ``cx``.
         weight_ih, weight_hh: per-tensor or per-channel (axis 0) constructors of int8 grids.
-        overrides: ``((layer or None, direction or None), {part: constructor})``, later ones win; see :meth:`override`.
+        overrides: later ones win; see :meth:`override`.
 
     Raises:
         TypeError: a value that is neither a constructor nor None, or an unknown part in an override.
@@ -64,7 +81,7 @@ class LSTMQConfig:
     ogate_cy: Constructor | None = None
     weight_ih: Constructor | None = None
     weight_hh: Constructor | None = None
-    overrides: tuple[tuple[tuple[int | None, Direction | None], Mapping[str, Any]], ...] = field(default=(), repr=False)
+    overrides: tuple[Override, ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         for part, constructor in self.parts():
@@ -83,16 +100,26 @@ class LSTMQConfig:
         self,
         layer: int | None = None,
         direction: Direction | None = None,
+        gate: Gate | None = None,
         **parts: Constructor | Literal["shared"] | None,
     ) -> LSTMQConfig:
         """A copy with other constructors for some parts of one layer (None: all) and one direction (None: both).
 
+        Args:
+            layer: counted from 0.
+            direction: ``"forward"`` or ``"backward"``.
+            gate: ``"input"``, ``"forget"``, ``"cell"`` or ``"output"``: for that gate alone, of the parts ``igates``,
+                ``hgates`` and ``gates``. (What a gate's function gives is a part of its own: ``forget_gate``.)
+            parts: constructors, or None for float32.
+
         Raises:
-            ValueError: an unknown direction or a negative layer.
-            TypeError: a layer that is no int, an unknown part or a value that is no constructor.
+            ValueError: an unknown direction or gate, or a negative layer.
+            TypeError: a layer that is no int, an unknown part, one that has no gates, or a value that is no constructor.
         """
         if direction not in (None, *DIRECTIONS):
             raise ValueError(f'direction must be "forward", "backward" or None, got {direction!r}')
+        if gate not in (None, *GATE_NAMES):
+            raise ValueError(f"gate must be one of {', '.join(GATE_NAMES)}, or None for all four, got {gate!r}")
         if layer is not None and (isinstance(layer, bool) or not isinstance(layer, int)):
             raise TypeError(f"layer must be an int, or None for all layers, got {layer!r}")
         if layer is not None and layer < 0:
@@ -100,15 +127,27 @@ class LSTMQConfig:
         _check_parts(parts)
         for part, constructor in parts.items():
             _check_constructor(part, constructor)
-        return dataclasses.replace(self, overrides=(*self.overrides, ((layer, direction), parts)))
+            if gate is not None and part not in SPLIT_PARTS:
+                raise TypeError(f"gate={gate!r} is for the parts {', '.join(SPLIT_PARTS)}, got {part}")
+        return dataclasses.replace(self, overrides=(*self.overrides, Override(layer, direction, gate, parts)))
 
-    def for_cell(self, layer: int, direction: Direction) -> LSTMQConfig:
-        """The configuration of one layer's one direction, its overrides applied."""
-        config = dataclasses.replace(self, overrides=())
-        for (only_layer, only_direction), parts in self.overrides:
-            if only_layer in (None, layer) and only_direction in (None, direction):
-                config = config.replace(**parts)
-        return config
+    def constructors(self, layer: int, direction: Direction) -> dict[str, Constructor | Literal["shared"] | None]:
+        """The constructor of each part of one layer's one direction, the overrides applied.
+
+        A part of which one gate has its own has it under ``gates_forget`` beside ``gates``.
+        """
+        constructors = dict(self.parts())
+        for override in self.overrides:
+            if override.layer not in (None, layer) or override.direction not in (None, direction):
+                continue
+            for part, constructor in override.parts.items():
+                if override.gate:
+                    constructors[f"{part}_{override.gate}"] = constructor
+                    continue
+                constructors[part] = constructor
+                for gate in GATE_NAMES:
+                    constructors.pop(f"{part}_{gate}", None)
+        return constructors
 
     def as_qconfig(self) -> QConfig:
         """This configuration as a ``QConfig``, for ``QConfigMapping.set_module_name`` and ``set_object_type``."""
@@ -119,10 +158,7 @@ class LSTMQConfig:
 
     def __str__(self) -> str:
         lines = [f"{part:<22}{_describe(constructor)}" for part, constructor in self.parts()]
-        for (layer, direction), parts in self.overrides:
-            place = f"layer {'any' if layer is None else layer}, {direction or 'both directions'}"
-            lines.extend(f"{place}: {part:<22}{_describe(constructor)}" for part, constructor in parts.items())
-        return "\n".join(lines)
+        return "\n".join([*lines, *map(str, self.overrides)])
 
     @staticmethod
     def int8(*, qat: bool = False) -> LSTMQConfig:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.ao.quantization import FakeQuantizeBase
 
-from torch_lstm_quant.cell_graph import OBSERVER
+from torch_lstm_quant.cell_graph import OBSERVER, part_of
 from torch_lstm_quant.observed_grid import read_grid
 from torch_lstm_quant.observers import FLAT
 from torch_lstm_quant.qparams import MAX_STEPS, QParams
@@ -64,7 +64,7 @@ def _flat_beyond(part: str, observer: nn.Module) -> float:
     cut = getattr(observer, "cut", None)
     if cut is not None:
         return float(cut)
-    return FLAT if part in ("gates", "tanh_cy_input") else math.inf
+    return FLAT if part_of(part) in ("gates", "tanh_cy_input") else math.inf
 
 
 class SignalHistogram:
