@@ -1,11 +1,14 @@
-"""The C++ extension: one library over torch's stable ABI, with no flag for an instruction set (kernels carry their own)."""
+"""The C++ extension: two libraries over torch's stable ABI, with no flag for an instruction set (kernels carry their own).
+
+``_C`` has the operators and needs no Python; ``_stream`` is a Python module that shares the compiled core with it.
+"""
 
 import os
 import shutil
 import sys
 from glob import glob
 
-from setuptools import setup
+from setuptools import Extension, setup
 
 TORCH_TARGET_VERSION = "0x020a000000000000"  # 2.10: any later torch loads what is built
 
@@ -28,17 +31,32 @@ def extension_arguments() -> dict[str, object]:
     except ModuleNotFoundError:
         sys.exit("torch_lstm_quant is built against torch, which is not installed here: install torch 2.10 or later first")
 
-    extension = CppExtension(
-        "torch_lstm_quant._C",
-        sorted([*glob("csrc/*.cpp"), *glob("csrc/kernels/*.cpp")]),
-        include_dirs=[os.path.abspath("csrc")],
-        depends=sorted([*glob("csrc/*.h"), *glob("csrc/kernels/*.h")]),
-        define_macros=[("TORCH_TARGET_VERSION", TORCH_TARGET_VERSION)],
-        # every operation rounds on its own, the same on every machine: no contraction to fused multiply-adds
-        extra_compile_args=["-std=c++17", "-O3", "-ffp-contract=off", "-fvisibility=hidden", "-Wall", "-Wextra", "-g0"],
-        py_limited_api=True,  # the library uses no Python API, so any Python loads it
-    )
-    return {"ext_modules": [extension], "cmdclass": {"build_ext": BuildExtension}}
+    bindings = ["csrc/ops.cpp", "csrc/stream_module.cpp"]
+    core = sorted({*glob("csrc/*.cpp"), *glob("csrc/kernels/*.cpp")} - set(bindings))
+    headers = sorted([*glob("csrc/*.h"), *glob("csrc/kernels/*.h")])
+
+    class Build(BuildExtension):  # type: ignore[misc]
+        """Links the core's objects, which ``_C`` compiles first, into ``_stream`` too."""
+
+        def build_extension(self, ext: Extension) -> None:
+            if ext.name == "torch_lstm_quant._stream":
+                ext.extra_objects = [os.path.join(self.build_temp, os.path.splitext(source)[0] + ".o") for source in core]
+            super().build_extension(ext)
+
+    def extension(name: str, sources: list[str]) -> Extension:
+        return CppExtension(
+            f"torch_lstm_quant.{name}",
+            sources,
+            include_dirs=[os.path.abspath("csrc")],
+            depends=[*headers, *core],
+            define_macros=[("TORCH_TARGET_VERSION", TORCH_TARGET_VERSION)],
+            # every operation rounds on its own, the same on every machine: no contraction to fused multiply-adds
+            extra_compile_args=["-std=c++17", "-O3", "-ffp-contract=off", "-fvisibility=hidden", "-Wall", "-Wextra", "-g0"],
+            py_limited_api=True,  # any Python from 3.10 on loads what is built
+        )
+
+    extensions = [extension("_C", [bindings[0], *core]), extension("_stream", [bindings[1]])]
+    return {"ext_modules": extensions, "cmdclass": {"build_ext": Build}}
 
 
 builds = any(command in sys.argv for command in ("build_ext", "bdist_wheel", "editable_wheel", "develop", "install"))

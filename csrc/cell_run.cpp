@@ -149,21 +149,28 @@ void CellRun::store_integers(int64_t step, const Share& mine) const {
   }
 }
 
-void CellRun::store_states(void* h_n, DType h_dtype, void* c_n, DType c_dtype) const {
+void CellRun::store_h(void* h_n, DType dtype) const {
   const Share mine = share();
   const Cell& cell = bound.cell;
   const size_t units = mine.units(cell), first = mine.first_unit();
   for (size_t row = 0; row < rows && units > 0; ++row) {
-    const size_t at = row * cell.hidden_size + first;
     const char* h = output_row(steps - 1, row) + first * item_bytes(output.dtype);
-    char* to = static_cast<char*>(h_n) + at * item_bytes(h_dtype);
-    if (output.dtype == h_dtype) {
-      std::memcpy(to, h, units * item_bytes(h_dtype));
+    char* to = static_cast<char*>(h_n) + (row * cell.hidden_size + first) * item_bytes(dtype);
+    if (output.dtype == dtype) {
+      std::memcpy(to, h, units * item_bytes(dtype));
     } else {
-      from_floats(cell.ogate_cy, reinterpret_cast<const float*>(h), units, h_dtype, to);
+      from_floats(cell.ogate_cy, reinterpret_cast<const float*>(h), units, dtype, to);
     }
-    from_floats(cell.cell, state.c + row * state.c_stride + first, units, c_dtype,
-                static_cast<char*>(c_n) + at * item_bytes(c_dtype));
+  }
+}
+
+void CellRun::store_c(void* c_n, DType dtype) const {
+  const Share mine = share();
+  const Cell& cell = bound.cell;
+  const size_t units = mine.units(cell), first = mine.first_unit();
+  for (size_t row = 0; row < rows && units > 0; ++row) {
+    from_floats(cell.cell, state.c + row * state.c_stride + first, units, dtype,
+                static_cast<char*>(c_n) + (row * cell.hidden_size + first) * item_bytes(dtype));
   }
 }
 

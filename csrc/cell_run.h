@@ -37,6 +37,10 @@ struct CellState {
   size_t c_stride;  // floats
 
   static CellState take(Arena& arena, const Cell& cell, int64_t rows);
+  // That of the rows from `row` on.
+  CellState from_row(size_t row) const {
+    return {{h[0] + row * h_stride, h[1] + row * h_stride}, h_stride, c + row * c_stride, c_stride};
+  }
 };
 
 // A thread's own buffers, large enough for every cell.
@@ -76,7 +80,8 @@ struct CellRun {
   void load_states(const void* hx, DType hx_dtype, const void* cx, DType cx_dtype) const;
   void run() const;
   // The last h and c, after the last run().
-  void store_states(void* h_n, DType h_dtype, void* c_n, DType c_dtype) const;
+  void store_h(void* h_n, DType dtype) const;
+  void store_c(void* c_n, DType dtype) const;
 
  private:
   // The blocks of units that a member works on, and how many it meets after a step. No members: the crew has broken up

@@ -20,6 +20,7 @@
 #include "dispatch.h"
 #include "lstm.h"
 #include "pack.h"
+#include "torch_parallel.h"
 
 namespace lstm_quant {
 namespace {
@@ -47,15 +48,6 @@ std::string to_string(const Sizes& sizes) {
   for (int64_t size : sizes) text += (text.empty() ? "[" : ", ") + std::to_string(size);
   return text.empty() ? "[]" : text + "]";
 }
-
-class TorchParallel final : public Parallel {
- public:
-  int threads() const override { return static_cast<int>(torch::stable::get_num_threads()); }
-  void run(int slots, const Task& task) override {
-    torch::stable::parallel_for(
-        0, slots, 1, [&](int64_t begin, int64_t end) { task(static_cast<int>(begin), static_cast<int>(end)); });
-  }
-};
 
 // Null unless a dtype that the core knows.
 std::optional<DType> to_dtype(ScalarType type) {

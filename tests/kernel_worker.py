@@ -13,8 +13,10 @@ import torch
 from random_cells import PRESETS, Dice, random_input, random_layers
 from torch import Tensor
 
+import torch_lstm_quant as tlq
 from torch_lstm_quant import ops, reference
 from torch_lstm_quant.call_forms import Shape
+from torch_lstm_quant.cell import Cell
 
 
 def same(one: Tensor, other: Tensor) -> Tensor:
@@ -38,9 +40,18 @@ def compare(seed: int, most_rows: int, threads: int) -> tuple[int, int]:
     want = reference.lstm(layers, x, h0, c0)
     torch.set_num_threads(threads)
     got = ops.lstm(x, h0, c0, ops.pack(layers), shape)
+    streamed = stream(dice, layers, x, h0, c0) if directions == 1 else ()
     torch.set_num_threads(1)  # more would only slow the reference's small operations down
-    differing = sum(int((~same(one, other)).sum()) for one, other in zip(got, want, strict=True))
-    return sum(tensor.numel() for tensor in want), differing
+    pairs = [*zip(got, want, strict=True), *zip(streamed, want, strict=False)]
+    return sum(one.numel() for one, _ in pairs), sum(int((~same(one, other)).sum()) for one, other in pairs)
+
+
+def stream(dice: Dice, layers: list[list[Cell]], x: Tensor, h0: Tensor | None, c0: Tensor | None) -> tuple[Tensor, ...]:
+    """Output and states by a stream, in two calls."""
+    one = tlq.Stream(tlq.LSTM(layers), x.shape[1])
+    one.reset(None if h0 is None or c0 is None else (h0, c0))
+    split = dice.integer(0, len(x))
+    return torch.cat([one(x[:split]), one(x[split:])]), *one.state()
 
 
 def main(threads: int, seed: int, values: int) -> None:

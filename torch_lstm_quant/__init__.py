@@ -7,6 +7,7 @@ from torch_lstm_quant.qconfig import LSTMQConfig
 from torch_lstm_quant.qparams import CellQParams, QParams, WeightQParams
 from torch_lstm_quant.quantize_fx import convert, prepare, quantize
 from torch_lstm_quant.signal_loss import LossWarning
+from torch_lstm_quant.stream import Stream
 
 __all__ = [
     "LSTM",
@@ -14,6 +15,7 @@ __all__ = [
     "LSTMQConfig",
     "LossWarning",
     "QParams",
+    "Stream",
     "WeightQParams",
     "backend_config",
     "convert",

@@ -50,7 +50,7 @@ class Shape:
             TypeError: a value that is no tensor, a dtype, layout or device that is not supported.
             ValueError: a shape that ``nn.LSTM`` would refuse too.
         """
-        _check_tensor("input", input, dtypes, device)
+        check_tensor("input", input, dtypes, device)
         assert isinstance(input, Tensor)
         if input.dim() not in (2, 3):
             raise ValueError(f"input must be 2-D (unbatched) or 3-D, got {input.dim()}-D {list(input.shape)}")
@@ -68,7 +68,7 @@ class Shape:
         return x, h0, self._state("c_0", hx[1], input, x.shape[1], c_dtypes or dtypes)
 
     def _state(self, name: str, state: object, input: Tensor, batch: int, dtypes: Sequence[torch.dtype]) -> Tensor:
-        _check_tensor(name, state, dtypes, input.device)
+        check_tensor(name, state, dtypes, input.device)
         assert isinstance(state, Tensor)
         rows = self.num_layers * self.num_directions
         unbatched = input.dim() == 2
@@ -84,7 +84,8 @@ class Shape:
         return output.transpose(0, 1) if self.batch_first else output, (h_n, c_n)
 
 
-def _check_tensor(name: str, value: object, dtypes: Sequence[torch.dtype], device: torch.device) -> None:
+def check_tensor(name: str, value: object, dtypes: Sequence[torch.dtype], device: torch.device) -> None:
+    """Raise a TypeError that calls the value ``name`` unless it is a dense tensor of one of ``dtypes`` on ``device``."""
     if isinstance(value, PackedSequence):
         raise TypeError(
             f"{name} must be a tensor, got PackedSequence, which is not supported yet. Forwards, rows can be padded at their "

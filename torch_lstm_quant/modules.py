@@ -99,6 +99,10 @@ class LSTM(nn.Module):
         directions = self._shape.num_directions
         return [cells[i : i + directions] for i in range(0, len(cells), directions)]
 
+    def packed(self) -> Tensor:
+        """All cells in the form that the kernel reads, uint8 ``[bytes]``; derived from the buffers, and not to be changed."""
+        return self._packed
+
     def flatten_parameters(self) -> None:
         """Does nothing: there for models that call it, as they may on ``nn.LSTM``."""
 

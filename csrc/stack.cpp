@@ -1,0 +1,232 @@
+#include "stack.h"
+
+#include <algorithm>
+#include <limits>
+#include <stdexcept>
+#include <string>
+
+#include "ieee_scope.h"
+#include "team.h"
+
+namespace lstm_quant {
+namespace {
+
+// Throws unless integers of `dtype` can be those of `grid`.
+void check_integers(const char* part, const Grid& grid, DType dtype, bool must_fit) {
+  if (dtype == DType::kFloat32) return;
+  if (!grid.present()) {
+    throw std::runtime_error(std::string("integers for part ") + part + ", which has no grid: use float32");
+  }
+  const double low = grid.zero_point + static_cast<double>(grid.low),
+               high = grid.zero_point + static_cast<double>(grid.high);
+  double least = std::numeric_limits<int32_t>::min(), largest = std::numeric_limits<int32_t>::max();
+  if (dtype == DType::kUint8) least = 0, largest = UINT8_MAX;
+  if (dtype == DType::kInt8) least = INT8_MIN, largest = INT8_MAX;
+  if (dtype == DType::kInt16) least = INT16_MIN, largest = INT16_MAX;
+  if (must_fit && (low < least || high > largest)) {
+    throw std::runtime_error(std::string("part ") + part + " has integers from " +
+                             std::to_string(static_cast<int64_t>(low)) + " to " +
+                             std::to_string(static_cast<int64_t>(high)) + ", more than the dtype asked for holds");
+  }
+}
+
+int64_t layer_bytes(const Sizes& sizes, DType dtype) {
+  return sizes.num_directions * sizes.hidden_size * item_bytes(dtype);
+}
+
+// Where the members of a team meet.
+struct Crews {
+  Crew all;
+  Crew directions[2];
+};
+
+// A call on one tile of rows after the other, by the threads that share them.
+class TileRun {
+ public:
+  TileRun(const Sizes& sizes, const Kernels& kernels, const std::vector<BoundCell>& cells, const Call& call,
+          const Buffers& buffers, Crews& crews)
+      : sizes_(sizes), kernels_(kernels), cells_(cells), call_(call), buffers_(buffers), crews_(crews) {}
+
+  void run(const Tile& tile, const Workspace& workspace, int64_t first_row, int member, int members) const;
+
+ private:
+  void run_layer(const Tile& tile, const Workspace& workspace, int64_t first_row, int64_t layer, int64_t first_step,
+                 int member, int members) const;
+  CellRun make_run(const Tile& tile, const Workspace& workspace, int64_t first_row, int64_t layer, int64_t direction,
+                   int64_t first_step, int member, int members) const;
+
+  const Sizes& sizes_;
+  const Kernels& kernels_;
+  const std::vector<BoundCell>& cells_;
+  const Call& call_;
+  const Buffers& buffers_;
+  Crews& crews_;
+};
+
+CellRun TileRun::make_run(const Tile& tile, const Workspace& workspace, int64_t first_row, int64_t layer,
+                          int64_t direction, int64_t first_step, int member, int members) const {
+  const int64_t rows = std::min(buffers_.plan.tile_rows, call_.rows - first_row);
+  const int64_t cell = layer * sizes_.num_directions + direction;
+  const int64_t float_row = layer_bytes(sizes_, DType::kFloat32), output_row = layer_bytes(sizes_, call_.h_dtype);
+
+  Sequence x{tile.between[(layer + 1) % 2], DType::kFloat32, rows * float_row, float_row};
+  if (layer == 0) {
+    x = call_.x;
+    x.data = static_cast<const char*>(x.data) + first_step * x.step_bytes + first_row * x.row_bytes;
+  }
+  Sink output{tile.between[layer % 2], DType::kFloat32, rows * float_row, float_row};
+  if (layer == sizes_.num_layers - 1) {
+    output = {call_.output, call_.h_dtype, call_.rows * output_row, output_row};
+    output.data = static_cast<char*>(output.data) + first_step * output.step_bytes + first_row * output_row;
+  }
+  output.data = static_cast<char*>(output.data) + direction * sizes_.hidden_size * item_bytes(output.dtype);
+
+  // with two directions every other member takes the same one
+  const bool alternate = sizes_.num_directions == 2 && members > 1;
+  const int index = alternate ? member / 2 : member;
+  const int count = alternate ? static_cast<int>((members + 1 - direction) / 2) : members;
+  return {cells_[cell],
+          kernels_,
+          buffers_.plan,
+          static_cast<size_t>(rows),
+          std::min(buffers_.plan.layer_steps, call_.steps - first_step),
+          first_step,
+          direction == 1,
+          x,
+          output,
+          buffers_.kept == nullptr ? tile.states[cell] : (*buffers_.kept)[cell].from_row(first_row),
+          workspace,
+          crews_.directions[direction],
+          index,
+          count};
+}
+
+void TileRun::run_layer(const Tile& tile, const Workspace& workspace, int64_t first_row, int64_t layer,
+                        int64_t first_step, int member, int members) const {
+  for (int64_t direction = 0; direction < sizes_.num_directions; ++direction) {
+    if (sizes_.num_directions == 2 && members > 1 && member % 2 != direction) continue;
+    const CellRun run = make_run(tile, workspace, first_row, layer, direction, first_step, member, members);
+    const int64_t first_item =
+        ((layer * sizes_.num_directions + direction) * call_.rows + first_row) * sizes_.hidden_size;
+    const auto from = [&](const void* data, DType dtype) {
+      return data == nullptr ? nullptr : static_cast<const char*>(data) + first_item * item_bytes(dtype);
+    };
+    const auto to = [&](void* data, DType dtype) { return static_cast<char*>(data) + first_item * item_bytes(dtype); };
+    if (first_step == 0 && buffers_.kept == nullptr)
+      run.load_states(from(call_.hx, call_.hx_dtype), call_.hx_dtype, from(call_.cx, call_.cx_dtype), call_.cx_dtype);
+    run.run();
+    if (first_step + run.steps == call_.steps) {
+      run.store_h(to(call_.h_n, call_.h_dtype), call_.h_dtype);
+      if (buffers_.kept == nullptr) run.store_c(to(call_.c_n, call_.c_dtype), call_.c_dtype);
+    }
+  }
+}
+
+void TileRun::run(const Tile& tile, const Workspace& workspace, int64_t first_row, int member, int members) const {
+  for (int64_t first_step = 0; first_step < call_.steps; first_step += buffers_.plan.layer_steps) {
+    for (int64_t layer = 0; layer < sizes_.num_layers; ++layer) {
+      run_layer(tile, workspace, first_row, layer, first_step, member, members);
+      // the steps of one direction meet by themselves; the next layer reads both directions
+      if (sizes_.num_directions == 2) crews_.all.meet(members);
+    }
+  }
+}
+
+}  // namespace
+
+AlignedMemory allocate(size_t bytes) {
+  return AlignedMemory(static_cast<char*>(::operator new(bytes, std::align_val_t{kAlign})));
+}
+
+Buffers::Buffers(const Sizes& sizes, const std::vector<BoundCell>& cells, const Plan& plan_,
+                 const std::vector<CellState>* kept_)
+    : plan(plan_), kept(kept_), tiles(plan.by_rows ? plan.slots : 1), workspaces(plan.slots) {
+  const size_t between_bytes = plan.layer_steps * plan.tile_rows * layer_bytes(sizes, DType::kFloat32);
+  const auto lay_out = [&](char* base) {
+    Arena arena(base);
+    for (Tile& tile : tiles) {
+      tile.states.clear();
+      if (kept == nullptr) {
+        for (const BoundCell& bound : cells) tile.states.push_back(CellState::take(arena, bound.cell, plan.tile_rows));
+      }
+      // a layer reads one and writes the other
+      for (int i = 0; i < std::min<int64_t>(2, sizes.num_layers - 1); ++i) {
+        tile.between[i] = reinterpret_cast<float*>(arena.take<char>(between_bytes));
+      }
+    }
+    for (Workspace& workspace : workspaces) workspace = Workspace::take(arena, sizes, plan);
+    return arena.used();
+  };
+  memory_ = allocate(lay_out(nullptr));
+  lay_out(memory_.get());
+}
+
+Stack::Stack(const Blob& blob, const CheckedKernels& checked) : sizes_(blob.sizes()), kernels_(checked.kernels) {
+  for (int64_t i = 0; i < sizes_.cells(); ++i) {
+    cells_.push_back(blob.cell(i));
+    for (Function& function : cells_.back().cell.functions) {
+      if (!checked.exact[static_cast<uint32_t>(function.evaluator)]) function.evaluator = Evaluator::kNone;
+    }
+  }
+}
+
+void Stack::check_dtypes(const Call& call) const {
+  for (size_t i = 0; i < cells_.size(); ++i) {
+    const BoundCell& bound = cells_[i];
+    try {
+      if (static_cast<int64_t>(i) < sizes_.num_directions) check_integers("x", bound.x, call.x.dtype, false);
+      if (call.hx != nullptr) check_integers("hx", bound.cell.hx, call.hx_dtype, false);
+      if (call.cx != nullptr) check_integers("cx", bound.cx, call.cx_dtype, false);
+      check_integers("ogate_cy", bound.cell.ogate_cy, call.h_dtype, true);
+      check_integers("fgate_cx_igate_cgate", bound.cell.cell, call.c_dtype, true);
+    } catch (const std::runtime_error& error) {
+      throw std::runtime_error("cell " + std::to_string(i) + " of the stack: " + error.what());
+    }
+  }
+}
+
+void Stack::run(const Call& call, Parallel& parallel, const Buffers& buffers) const {
+  const Plan& plan = buffers.plan;
+  Crews crews;
+  const TileRun run(sizes_, kernels_, cells_, call, buffers, crews);
+  if (plan.by_rows) {
+    const auto work = [&](int begin, int end) {
+      const IeeeScope ieee;
+      for (int slot = begin; slot < end; ++slot) {
+        for (int64_t row = slot * plan.tile_rows; row < call.rows; row += plan.slots * plan.tile_rows) {
+          run.run(buffers.tiles[slot], buffers.workspaces[slot], row, 0, 1);
+        }
+      }
+    };
+    if (plan.slots == 1) return work(0, 1);
+    return parallel.run(plan.slots, work);
+  }
+  Team team(plan.slots, plan.patience);
+  parallel.run(plan.slots, [&](int begin, int end) {
+    const IeeeScope ieee;
+    const int member = team.join(end - begin);
+    if (member != Team::kTooLate) run.run(buffers.tiles[0], buffers.workspaces[member], 0, member, team.size());
+  });
+}
+
+void Stack::copy_states(const Call& call) const {
+  const IeeeScope ieee;
+  const int64_t items = call.rows * sizes_.hidden_size;
+  std::vector<float> values(items);
+  const auto copy = [&](const void* from, DType from_dtype, const Grid& from_grid, void* to, DType to_dtype,
+                        const Grid& to_grid, size_t cell) {
+    std::fill(values.begin(), values.end(), 0.0f);
+    if (from != nullptr) {
+      to_floats(from_grid, static_cast<const char*>(from) + cell * items * item_bytes(from_dtype), from_dtype, items,
+                values.data());
+    }
+    from_floats(to_grid, values.data(), items, to_dtype, static_cast<char*>(to) + cell * items * item_bytes(to_dtype));
+  };
+  for (size_t i = 0; i < cells_.size(); ++i) {
+    const Cell& cell = cells_[i].cell;
+    copy(call.hx, call.hx_dtype, cell.hx, call.h_n, call.h_dtype, cell.ogate_cy, i);
+    copy(call.cx, call.cx_dtype, cells_[i].cx, call.c_n, call.c_dtype, cell.cell, i);
+  }
+}
+
+}  // namespace lstm_quant

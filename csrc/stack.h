@@ -1,0 +1,67 @@
+// The cells of a blob, made ready to run, and the memory that a call works in: made for one call, or kept from call to
+// call by a stream.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <new>
+#include <vector>
+
+#include "cell_run.h"
+#include "dispatch.h"
+#include "lstm.h"
+#include "plan.h"
+
+namespace lstm_quant {
+
+struct AlignedDelete {
+  void operator()(char* memory) const { ::operator delete(memory, std::align_val_t{kAlign}); }
+};
+using AlignedMemory = std::unique_ptr<char, AlignedDelete>;
+
+AlignedMemory allocate(size_t bytes);
+
+// What the threads that share a tile of rows share.
+struct Tile {
+  std::vector<CellState> states;
+  float* between[2] = {};  // a layer's output for the next
+};
+
+// Memory for calls that are divided as `plan` says. With `kept`, the states of all rows, tiles have no states of their
+// own.
+struct Buffers {
+  Buffers(const Sizes& sizes, const std::vector<BoundCell>& cells, const Plan& plan,
+          const std::vector<CellState>* kept = nullptr);
+
+  Plan plan;
+  const std::vector<CellState>* kept;
+  std::vector<Tile> tiles;
+  std::vector<Workspace> workspaces;
+
+ private:
+  AlignedMemory memory_;
+};
+
+class Stack {
+ public:
+  // `blob` must outlive it.
+  Stack(const Blob& blob, const CheckedKernels& checked);
+
+  const Sizes& sizes() const { return sizes_; }
+  const std::vector<BoundCell>& cells() const { return cells_; }
+
+  // Throws std::runtime_error where integers come from or go to a part that has no grid, or whose grid does not fit
+  // their dtype.
+  void check_dtypes(const Call& call) const;
+  // Runs at least one step of at least one row.
+  void run(const Call& call, Parallel& parallel, const Buffers& buffers) const;
+  // What is left of a sequence without steps: the states that came in.
+  void copy_states(const Call& call) const;
+
+ private:
+  const Sizes& sizes_;
+  const Kernels& kernels_;
+  std::vector<BoundCell> cells_;
+};
+
+}  // namespace lstm_quant

@@ -1,0 +1,142 @@
+"""``Stream``: a fused LSTM that goes on from call to call, one step or chunk at a time, with its states inside."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor
+
+from torch_lstm_quant import _stream
+from torch_lstm_quant.call_forms import CPU, States, check_tensor
+from torch_lstm_quant.modules import LSTM
+
+_FORM = "[batch_size={rows}, {size}] (one step) or [T, {rows}, {size}] (a chunk)"
+
+_FLOAT32 = (torch.float32,)
+_MOST_ROWS = 1 << 24  # csrc/blob.h: no product of sizes overflows
+
+
+class Stream:
+    """Feeds a sequence to a fused LSTM as it comes in.
+
+    It gives the same values, bit for bit, as the module gives for the whole sequence, however the sequence is divided into
+    calls. A call goes around torch's dispatcher, so that a step costs little more than its arithmetic; it is not seen by
+    autograd, ``torch.compile`` or torch's profiler.
+
+    Args:
+        module: a fused LSTM of one direction. Its weights are used where they are; a stream does not follow a state dict
+            that the module loads later.
+        batch_size: number of rows, each a sequence of its own.
+
+    Raises:
+        TypeError: ``module`` is not a fused LSTM, ``batch_size`` is no int.
+        ValueError: the LSTM has two directions or is not on the CPU; ``batch_size`` is not positive, or absurd.
+
+    Example:
+        >>> stream = Stream(quantized.lstm)
+        >>> for x in steps:  # [1, input_size]
+        ...     y = stream(x)  # [1, hidden_size]
+    """
+
+    def __init__(self, module: LSTM, batch_size: int = 1) -> None:
+        if not isinstance(module, LSTM):
+            raise TypeError(
+                f"Stream takes a fused LSTM, torch_lstm_quant.LSTM, got {type(module).__name__}: "
+                "pass the LSTM itself, not the model around it, after quantize(...) or lower(...)"
+            )
+        if module.bidirectional:
+            raise ValueError("Stream goes one way, got a bidirectional LSTM, whose backward direction begins at the end")
+        if not isinstance(batch_size, int) or isinstance(batch_size, bool):
+            raise TypeError(f"batch_size must be an int, got {type(batch_size).__name__}")
+        if not 1 <= batch_size <= _MOST_ROWS:
+            raise ValueError(f"batch_size must be at least 1 and at most {_MOST_ROWS}, got {batch_size}")
+        self.input_size = module.input_size
+        self.hidden_size = module.hidden_size
+        self.num_layers = module.num_layers
+        self.batch_size = batch_size
+        packed = module.packed()
+        if packed.device.type != "cpu":
+            raise ValueError(f"Stream needs an LSTM on the CPU, got one on {packed.device}: load its state first")
+        self._bound = _stream.bind(
+            packed,
+            packed.data_ptr(),
+            packed.numel(),
+            batch_size,
+            torch.Tensor.__dlpack_c_exchange_api__,
+        )
+        self._run = functools.partial(_stream.run, self._bound)
+
+    def __call__(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        """The hidden state of the last layer after each step of ``x``.
+
+        Args:
+            x: float32 ``[batch_size, input_size]``, one step, or ``[T, batch_size, input_size]``, a chunk.
+            out: where to write what is returned, float32 and contiguous, without overlap with ``x``; None: a new tensor.
+
+        Returns:
+            float32 ``[batch_size, hidden_size]`` or ``[T, batch_size, hidden_size]``.
+
+        Raises:
+            TypeError: ``x`` or ``out`` is no dense float32 tensor on the CPU.
+            ValueError: another shape; an ``out`` that is not contiguous or overlaps ``x``.
+            RuntimeError: the stream is being used by another thread.
+        """
+        y: Tensor | None = self._run(x, out)
+        return self._run_unusual(x, out) if y is None else y
+
+    def reset(self, hx: States | None = None) -> None:
+        """Begin a new sequence.
+
+        Args:
+            hx: the states to go on from, ``(h_0, c_0)``, each float32 ``[num_layers, batch_size, hidden_size]``; None: zeros.
+
+        Raises:
+            TypeError, ValueError: other values than these. The stream stays as it was.
+            RuntimeError: the stream is being used by another thread.
+        """
+        if hx is None:
+            _stream.reset(self._bound, 0, 0)
+            return
+        if not isinstance(hx, (tuple, list)) or len(hx) != 2:
+            got = f"{len(hx)} values" if isinstance(hx, (tuple, list)) else type(hx).__name__
+            raise TypeError(f"hx must be None or a tuple (h_0, c_0), got {got}")
+        needed = [self.num_layers, self.batch_size, self.hidden_size]
+        for name, state in zip(("h_0", "c_0"), hx, strict=True):
+            check_tensor(name, state, _FLOAT32, CPU)
+            if list(state.shape) != needed:
+                raise ValueError(f"{name} must be {needed} (num_layers, batch_size, hidden_size), got {list(state.shape)}")
+        h0, c0 = (state.contiguous() for state in hx)
+        _stream.reset(self._bound, h0.data_ptr(), c0.data_ptr())
+
+    def state(self) -> States:
+        """``(h_n, c_n)`` after the last step, each float32 ``[num_layers, batch_size, hidden_size]``, as the module gives.
+
+        Another stream of the same module that is ``reset`` to them goes on as this one would.
+        """
+        h_n, c_n = (torch.empty(self.num_layers, self.batch_size, self.hidden_size) for _ in range(2))
+        _stream.copy_state(self._bound, h_n.data_ptr(), c_n.data_ptr())
+        return h_n, c_n
+
+    def __repr__(self) -> str:
+        return f"Stream({self.input_size}, {self.hidden_size}, num_layers={self.num_layers}, batch_size={self.batch_size})"
+
+    def __reduce__(self) -> str:
+        raise TypeError("a Stream cannot be copied or pickled: make another of its module and reset it to state()")
+
+    def _run_unusual(self, x: Tensor, out: Tensor | None) -> Tensor:
+        """What the compiled call does not take as it is: says what is wrong with it, or makes it plain."""
+        check_tensor("x", x, _FLOAT32, CPU)
+        if x.dim() not in (2, 3) or list(x.shape[-2:]) != [self.batch_size, self.input_size]:
+            raise ValueError(f"x must be {_FORM.format(rows=self.batch_size, size=self.input_size)}, got {list(x.shape)}")
+        if out is not None:
+            check_tensor("out", out, _FLOAT32, CPU)
+            needed = [*x.shape[:-1], self.hidden_size]
+            if list(out.shape) != needed:
+                raise ValueError(f"out must be {needed} for x {list(x.shape)}, got {list(out.shape)}")
+            if not out.is_contiguous():
+                raise ValueError(f"out must be contiguous, got strides {list(out.stride())}")
+        y: Tensor | None = self._run(x if x.stride(-1) == 1 else x.contiguous(), out)
+        if y is None:
+            raise ValueError("out must not overlap x: leave it out, or pass another tensor")
+        return y
