@@ -1,6 +1,6 @@
 """The C++ extension: two libraries over torch's stable ABI, with no flag for an instruction set (kernels carry their own).
 
-``_C`` has the operators and needs no Python; ``_stream`` is a Python module that shares the compiled core with it.
+``_C`` has the operators and needs no Python; ``_direct`` is a Python module that shares the compiled core with it.
 """
 
 import os
@@ -31,15 +31,15 @@ def extension_arguments() -> dict[str, object]:
     except ModuleNotFoundError:
         sys.exit("torch_lstm_quant is built against torch, which is not installed here: install torch 2.10 or later first")
 
-    bindings = ["csrc/ops.cpp", "csrc/stream_module.cpp"]
+    bindings = ["csrc/ops.cpp", "csrc/direct.cpp"]
     core = sorted({*glob("csrc/*.cpp"), *glob("csrc/kernels/*.cpp")} - set(bindings))
     headers = sorted([*glob("csrc/*.h"), *glob("csrc/kernels/*.h")])
 
     class Build(BuildExtension):  # type: ignore[misc]
-        """Links the core's objects, which ``_C`` compiles first, into ``_stream`` too."""
+        """Links the core's objects, which ``_C`` compiles first, into ``_direct`` too."""
 
         def build_extension(self, ext: Extension) -> None:
-            if ext.name == "torch_lstm_quant._stream":
+            if ext.name == "torch_lstm_quant._direct":
                 ext.extra_objects = [os.path.join(self.build_temp, os.path.splitext(source)[0] + ".o") for source in core]
             super().build_extension(ext)
 
@@ -55,7 +55,7 @@ def extension_arguments() -> dict[str, object]:
             py_limited_api=True,  # any Python from 3.10 on loads what is built
         )
 
-    extensions = [extension("_C", [bindings[0], *core]), extension("_stream", [bindings[1]])]
+    extensions = [extension("_C", [bindings[0], *core]), extension("_direct", [bindings[1]])]
     return {"ext_modules": extensions, "cmdclass": {"build_ext": Build}}
 
 

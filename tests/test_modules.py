@@ -10,7 +10,9 @@ import pytest
 import torch
 from random_cells import PRESETS, Dice, random_layers
 from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.utils.rnn import pack_padded_sequence
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import torch_lstm_quant as tlq
 from torch_lstm_quant import ops, reference
@@ -243,3 +245,73 @@ def test_integers_need_grids() -> None:
         tlq.LSTM([[without_x]]).forward_integers(X.to(torch.uint8))
     with pytest.raises(TypeError, match=r"input must be torch\.uint8 or torch.int8"):
         tlq.LSTM(layers).forward_integers(X)
+
+
+class Watcher(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def traced_nodes(module: tlq.LSTM, x: Tensor) -> list[str]:
+    return [str(node.target) for node in make_fx(module, tracing_mode="real")(x).graph.nodes]
+
+
+def test_whoever_watches_sees_the_operator() -> None:
+    module, x = fused(), torch.randn(T, B, I)
+    with Watcher() as watcher:
+        watched = module(x)[0]
+    assert "torch_lstm_quant.lstm.default" in watcher.seen
+    assert torch.equal(watched, module(x)[0])
+    assert "torch_lstm_quant.lstm.default" in traced_nodes(module, x)
+    with torch.profiler.profile() as profile:
+        module(x)
+    assert any(event.key == "torch_lstm_quant::lstm" for event in profile.key_averages())
+    traced = torch.jit.trace(lambda x: module(x)[0], (x,), check_trace=False)
+    assert "torch_lstm_quant::lstm" in str(traced.graph)
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("with_states", [False, True])
+@pytest.mark.parametrize("inference", [False, True])
+def test_calls_around_the_dispatcher_are_those_through_it(batch_first: bool, with_states: bool, inference: bool) -> None:
+    module, x = fused(batch_first=batch_first), torch.randn(B, T, I) if batch_first else torch.randn(T, B, I)
+    hx = states() if with_states else None
+    with torch.inference_mode(inference):
+        output, (h_n, c_n) = module(x, hx)
+        with Watcher():
+            other, (other_h, other_c) = module(x, hx)
+    for one, two in ((output, other), (h_n, other_h), (c_n, other_c)):
+        assert torch.equal(one, two)
+        assert one.stride() == two.stride()
+        assert one.is_inference() == inference
+        assert not one.requires_grad
+    assert h_n.untyped_storage().nbytes() == h_n.numel() * 4
+
+
+def test_a_called_module_can_be_copied_pickled_and_loaded() -> None:
+    module, x = fused(), torch.randn(T, B, I)
+    want = module(x)[0]
+    clone = copy.deepcopy(module)
+    saved = io.BytesIO()
+    torch.save(module, saved)
+    saved.seek(0)
+    loaded = torch.load(saved, weights_only=False)
+    other = fused(seed=1)
+    other(x)
+    other.load_state_dict(module.state_dict())
+    del module
+    for one in (clone, loaded, other):
+        assert torch.equal(one(x)[0], want)
+
+
+def test_a_length_beyond_memory_is_an_error() -> None:
+    x = torch.zeros(1, 1, I).expand(1 << 55, 1, I)
+    with pytest.raises((MemoryError, RuntimeError), match=r"^$|allocate|overflow|size"):
+        fused(directions=1)(x)
+    with pytest.raises((MemoryError, RuntimeError)):
+        tlq.Stream(fused(directions=1))(x)

@@ -72,9 +72,9 @@ class Shape:
         assert isinstance(state, Tensor)
         rows = self.num_layers * self.num_directions
         unbatched = input.dim() == 2
-        needed = [rows, self.hidden_size] if unbatched else [rows, batch, self.hidden_size]
-        if list(state.shape) != needed:
-            raise ValueError(f"{name} must be {needed} for input {list(input.shape)}, got {list(state.shape)}")
+        needed = (rows, self.hidden_size) if unbatched else (rows, batch, self.hidden_size)
+        if state.shape != needed:
+            raise ValueError(f"{name} must be {list(needed)} for input {list(input.shape)}, got {list(state.shape)}")
         return state.unsqueeze(1) if unbatched else state
 
     def repack(self, input_dim: int, output: Tensor, h_n: Tensor, c_n: Tensor) -> tuple[Tensor, States]:
@@ -86,6 +86,14 @@ class Shape:
 
 def check_tensor(name: str, value: object, dtypes: Sequence[torch.dtype], device: torch.device) -> None:
     """Raise a TypeError that calls the value ``name`` unless it is a dense tensor of one of ``dtypes`` on ``device``."""
+    if (
+        isinstance(value, Tensor)
+        and value.dtype in dtypes
+        and value.device == device
+        and value.layout == torch.strided
+        and not value.is_nested
+    ):
+        return  # a step of a small LSTM takes less time than the checks below
     if isinstance(value, PackedSequence):
         raise TypeError(
             f"{name} must be a tensor, got PackedSequence, which is not supported yet. Forwards, rows can be padded at their "

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torch_lstm_quant import ops
+from torch_lstm_quant import _direct, ops
 from torch_lstm_quant.call_forms import Shape, States
 from torch_lstm_quant.cell import Cell
 from torch_lstm_quant.qparams import QParams, WeightQParams, pack_grids, smallest_dtype, unpack_grids
@@ -47,6 +47,7 @@ class LSTM(nn.Module):
         self.bias = any(bool(b.any()) for cells in layers for cell in cells for b in (cell.bias_ih, cell.bias_hh))
         self._shape = Shape.of(self)
         self._limits: dict[str, tuple[int, int]] = {}
+        self._bound: tuple[int, object] | None = None
         for suffix, cell in zip(self._suffixes(), (cell for cells in layers for cell in cells), strict=True):
             self._register(suffix, cell)
         self.register_buffer("_packed", ops.pack(self.cells()), persistent=False)
@@ -63,7 +64,10 @@ class LSTM(nn.Module):
             TypeError, ValueError: a call that ``nn.LSTM`` would refuse too, or tensors that are not float32 on the CPU.
             RuntimeError: in training mode with an input or state that requires a gradient. (In eval mode none is returned.)
         """
-        x, h0, c0 = self._shape.unpack(input, hx, device=self._packed.device)
+        direct = self._run_direct(input, hx)
+        if direct is not None:
+            return direct
+        x, h0, c0 = self._shape.unpack(input, hx, device=self.packed().device)
         return self._shape.repack(input.dim(), *self._run(x, h0, c0))
 
     def forward_integers(self, input: Tensor, hx: States | None = None) -> tuple[Tensor, States]:
@@ -101,7 +105,9 @@ class LSTM(nn.Module):
 
     def packed(self) -> Tensor:
         """All cells in the form that the kernel reads, uint8 ``[bytes]``; derived from the buffers, and not to be changed."""
-        return self._packed
+        packed = self._buffers["_packed"]  # as an attribute it takes nn.Module ten times as long to find
+        assert packed is not None
+        return packed
 
     def flatten_parameters(self) -> None:
         """Does nothing: there for models that call it, as they may on ``nn.LSTM``."""
@@ -130,7 +136,33 @@ class LSTM(nn.Module):
         if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, h0, c0)):
             self._check_inference()
             x, h0, c0 = x.detach(), *(None if state is None else state.detach() for state in (h0, c0))
-        return ops.lstm(x, h0, c0, self._packed, self._shape, h_dtype, c_dtype)
+        return ops.lstm(x, h0, c0, self.packed(), self._shape, h_dtype, c_dtype)
+
+    def _run_direct(self, input: object, hx: object) -> tuple[Tensor, States] | None:
+        """The plainest calls, around torch's dispatcher, which takes longer than a small step. None: it is another call."""
+        if self.training or type(input) is not Tensor or input.dim() != 3 or not _nobody_watches():
+            return None
+        h0 = c0 = None
+        if hx is not None:
+            if type(hx) is not tuple or len(hx) != 2 or any(type(state) is not Tensor for state in hx):
+                return None
+            h0, c0 = hx
+        x = input.transpose(0, 1) if self.batch_first else input
+        layers = self._bound_layers()
+        outputs = None if layers is None else _direct.lstm(layers, x, h0, c0)
+        return None if outputs is None else self._shape.repack(3, *outputs)
+
+    def _bound_layers(self) -> object | None:
+        """The packed cells as ``_direct`` takes them; None where they are not on the CPU."""
+        packed = self.packed()
+        if self._bound is None or self._bound[0] != id(packed):
+            if not packed.is_cpu:
+                return None
+            self._bound = id(packed), ops.bind(_direct.bind_layers, packed)  # which keeps packed, and so its id
+        return self._bound[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_bound": None}  # it holds addresses
 
     def _check_inference(self) -> None:
         if self.training:
@@ -196,6 +228,16 @@ class LSTM(nn.Module):
                     ": move the model before quantizing, or its other modules one by one"
                 )
         return super()._apply(fn, recurse)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def _nobody_watches() -> bool:
+    """Whether the operator itself need not be seen: by a compiler, an exporter, a tracer, a dispatch mode or a profiler."""
+    return not (
+        torch.compiler.is_compiling()
+        or torch._C._get_tracing_state() is not None
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._autograd._profiler_enabled()
+    )
 
 
 def _check_layers(layers: Sequence[Sequence[Cell]]) -> None:

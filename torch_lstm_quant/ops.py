@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
@@ -93,6 +93,17 @@ def pack(layers: Sequence[Sequence[Cell]]) -> Tensor:
         weights, biases, scales, zero_points, grids, tables, len(layers[0])
     )
     return packed
+
+
+def bind(bind: Callable[..., object], packed: Tensor, *arguments: int) -> object:
+    """What a ``bind_...`` function of ``_direct`` makes of the packed cells.
+
+    Raises:
+        ValueError: ``packed`` has no memory of the CPU, as on the meta device.
+    """
+    if packed.device.type != "cpu":
+        raise ValueError(f"needs an LSTM on the CPU, got one on {packed.device}: load its state first")
+    return bind(packed, packed.data_ptr(), packed.numel(), torch.Tensor.__dlpack_c_exchange_api__, *arguments)
 
 
 def _field(grid: WeightQParams | None, name: str, dtype: torch.dtype) -> Tensor:

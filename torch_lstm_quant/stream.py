@@ -7,7 +7,7 @@ import functools
 import torch
 from torch import Tensor
 
-from torch_lstm_quant import _stream
+from torch_lstm_quant import _direct, ops
 from torch_lstm_quant.call_forms import CPU, States, check_tensor
 from torch_lstm_quant.modules import LSTM
 
@@ -55,17 +55,8 @@ class Stream:
         self.hidden_size = module.hidden_size
         self.num_layers = module.num_layers
         self.batch_size = batch_size
-        packed = module.packed()
-        if packed.device.type != "cpu":
-            raise ValueError(f"Stream needs an LSTM on the CPU, got one on {packed.device}: load its state first")
-        self._bound = _stream.bind(
-            packed,
-            packed.data_ptr(),
-            packed.numel(),
-            batch_size,
-            torch.Tensor.__dlpack_c_exchange_api__,
-        )
-        self._run = functools.partial(_stream.run, self._bound)
+        self._bound = ops.bind(_direct.bind_stream, module.packed(), batch_size)
+        self._run = functools.partial(_direct.run_stream, self._bound)
 
     def __call__(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         """The hidden state of the last layer after each step of ``x``.
@@ -96,7 +87,7 @@ class Stream:
             RuntimeError: the stream is being used by another thread.
         """
         if hx is None:
-            _stream.reset(self._bound, 0, 0)
+            _direct.reset_stream(self._bound, 0, 0)
             return
         if not isinstance(hx, (tuple, list)) or len(hx) != 2:
             got = f"{len(hx)} values" if isinstance(hx, (tuple, list)) else type(hx).__name__
@@ -107,7 +98,7 @@ class Stream:
             if list(state.shape) != needed:
                 raise ValueError(f"{name} must be {needed} (num_layers, batch_size, hidden_size), got {list(state.shape)}")
         h0, c0 = (state.contiguous() for state in hx)
-        _stream.reset(self._bound, h0.data_ptr(), c0.data_ptr())
+        _direct.reset_stream(self._bound, h0.data_ptr(), c0.data_ptr())
 
     def state(self) -> States:
         """``(h_n, c_n)`` after the last step, each float32 ``[num_layers, batch_size, hidden_size]``, as the module gives.
@@ -115,7 +106,7 @@ class Stream:
         Another stream of the same module that is ``reset`` to them goes on as this one would.
         """
         h_n, c_n = (torch.empty(self.num_layers, self.batch_size, self.hidden_size) for _ in range(2))
-        _stream.copy_state(self._bound, h_n.data_ptr(), c_n.data_ptr())
+        _direct.copy_state(self._bound, h_n.data_ptr(), c_n.data_ptr())
         return h_n, c_n
 
     def __repr__(self) -> str:

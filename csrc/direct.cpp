@@ -1,0 +1,280 @@
+// torch_lstm_quant._direct: calls that go around torch's dispatcher. A step of a small LSTM takes a microsecond; the
+// dispatcher takes four, and each few attributes of a tensor that Python reads one more. So tensors are taken as they
+// come, and what a function does not take it leaves to Python, by returning None: Python has the words to refuse it.
+#include <Python.h>
+
+#include <atomic>
+#include <exception>
+#include <memory>
+
+#include "dispatch.h"
+#include "dlpack.h"
+#include "lstm.h"
+#include "python_tensor.h"
+#include "stream.h"
+#include "torch_parallel.h"
+
+namespace lstm_quant {
+namespace {
+
+constexpr const char* kLayersName = "torch_lstm_quant.layers";
+constexpr const char* kStreamName = "torch_lstm_quant.stream";
+
+// What a blob is opened with.
+struct Bound {
+  Reference packed;  // keeps the blob's memory
+  const dlpack::ExchangeApi& api;
+};
+
+struct BoundLayers : Bound {
+  Blob blob;
+};
+
+struct BoundStream : Bound {
+  Stream stream;
+  std::atomic<bool> used{false};
+};
+
+// Holds a stream for as long as a function works on it.
+class Use {
+ public:
+  explicit Use(BoundStream& bound) : bound_(bound), mine_(!bound.used.exchange(true)) {
+    if (!mine_) PyErr_SetString(PyExc_RuntimeError, "a Stream is used by two threads at once: give each its own");
+  }
+  ~Use() {
+    if (mine_) bound_.used.store(false);
+  }
+  Use(const Use&) = delete;
+  Use& operator=(const Use&) = delete;
+
+  bool mine() const { return mine_; }
+
+ private:
+  BoundStream& bound_;
+  const bool mine_;
+};
+
+// Lets other Python threads run during calls of some length.
+class ReleasedGil {
+ public:
+  ReleasedGil(const Sizes& sizes, int64_t steps, int64_t rows)
+      : state_(products(sizes, steps, rows) > kLong ? PyEval_SaveThread() : nullptr) {}
+  ~ReleasedGil() {
+    if (state_ != nullptr) PyEval_RestoreThread(state_);
+  }
+  ReleasedGil(const ReleasedGil&) = delete;
+  ReleasedGil& operator=(const ReleasedGil&) = delete;
+
+ private:
+  static constexpr double kLong = 4e6;  // multiply-accumulates of some tens of microseconds
+  static double products(const Sizes& sizes, int64_t steps, int64_t rows) {
+    double columns = 0;
+    for (int64_t layer = 0; layer < sizes.num_layers; ++layer) {
+      columns += static_cast<double>(sizes.depth(layer) + sizes.hidden_size);
+    }
+    return columns * static_cast<double>(sizes.num_directions * kGates * sizes.hidden_size) *
+           static_cast<double>(steps) * static_cast<double>(rows);
+  }
+
+  PyThreadState* const state_;
+};
+
+// Runs `body`, which returns a new reference or null with a Python error.
+template <class Body>
+PyObject* guarded(const Body& body) {
+  try {
+    return body();
+  } catch (const std::bad_alloc&) {
+    return PyErr_NoMemory();
+  } catch (const std::exception& error) {
+    return PyErr_Format(PyExc_RuntimeError, "torch_lstm_quant: %s", error.what());
+  }
+}
+
+// Of the args of a function that takes (packed, address, size, exchange_api, ...).
+struct Packed {
+  const void* data;
+  size_t bytes;
+  const dlpack::ExchangeApi* api;
+
+  // False with a Python error.
+  bool open(PyObject* const* args, Py_ssize_t count, Py_ssize_t needed) {
+    if (count != needed) {
+      PyErr_Format(PyExc_TypeError, "needs %zd arguments, got %zd", needed, count);
+      return false;
+    }
+    data = PyLong_AsVoidPtr(args[1]);
+    bytes = PyLong_AsSize_t(args[2]);
+    api = static_cast<const dlpack::ExchangeApi*>(PyCapsule_GetPointer(args[3], dlpack::kCapsuleName));
+    if (PyErr_Occurred() != nullptr) return false;
+    if (reinterpret_cast<uintptr_t>(data) % kAlign != 0) {
+      PyErr_Format(PyExc_RuntimeError, "torch_lstm_quant: packed cells must start at a multiple of %zu bytes", kAlign);
+      return false;
+    }
+    if (api->version.major == dlpack::kVersion.major && api->tensor_from_object != nullptr) return true;
+    PyErr_Format(PyExc_RuntimeError, "torch_lstm_quant needs version %u of DLPack's exchange API, this torch has %u",
+                 dlpack::kVersion.major, api->version.major);
+    return false;
+  }
+};
+
+template <class T>
+PyObject* capsule_of(std::unique_ptr<T> bound, const char* name, PyCapsule_Destructor destroy) {
+  PyObject* capsule = PyCapsule_New(bound.get(), name, destroy);
+  if (capsule != nullptr) bound.release();
+  return capsule;
+}
+
+template <class T>
+T* bound_in(PyObject* const* args, Py_ssize_t count, Py_ssize_t needed, const char* name) {
+  if (count == needed) return static_cast<T*>(PyCapsule_GetPointer(args[0], name));
+  PyErr_Format(PyExc_TypeError, "needs %zd arguments, got %zd", needed, count);
+  return nullptr;
+}
+
+// bind_layers(packed, address, size, exchange_api)
+PyObject* bind_layers(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  Packed packed;
+  if (!packed.open(args, count, 4)) return nullptr;
+  return guarded([&] {
+    auto bound = std::unique_ptr<BoundLayers>(
+        new BoundLayers{{Reference(args[0]), *packed.api}, Blob(packed.data, packed.bytes)});
+    return capsule_of(std::move(bound), kLayersName, [](PyObject* capsule) {
+      delete static_cast<BoundLayers*>(PyCapsule_GetPointer(capsule, kLayersName));
+    });
+  });
+}
+
+// lstm(layers, x, hx or None, cx or None) -> (output, h_n, c_n)
+PyObject* lstm(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  const auto* bound = bound_in<BoundLayers>(args, count, 4, kLayersName);
+  if (bound == nullptr) return nullptr;
+  const Sizes& sizes = bound->blob.sizes();
+  PyTensor x;
+  if (!x.open(bound->api, args[1]) || !x.is_chunk() || x.columns() != sizes.input_size || x.steps() == 0 ||
+      x.rows() == 0) {
+    Py_RETURN_NONE;
+  }
+  const void* states[2] = {};
+  for (int i = 0; i < 2; ++i) {
+    PyTensor state;
+    if (args[2 + i] == Py_None) continue;
+    if (!state.open(bound->api, args[2 + i], x.rows(), sizes.hidden_size) || !state.is_chunk() ||
+        state.steps() != sizes.cells() || !state.is_contiguous()) {
+      Py_RETURN_NONE;
+    }
+    states[i] = state.begin();
+  }
+  return guarded([&]() -> PyObject* {
+    const auto make = [&](int64_t first, int64_t last) {
+      return Reference(new_tensor(bound->api, {first, x.rows(), last}), true);
+    };
+    const Reference output = make(x.steps(), sizes.num_directions * sizes.hidden_size);
+    const Reference h_n = make(sizes.cells(), sizes.hidden_size), c_n = make(sizes.cells(), sizes.hidden_size);
+    PyTensor out[3];
+    if (output.get() == nullptr || h_n.get() == nullptr || c_n.get() == nullptr) return nullptr;
+    if (!out[0].open(bound->api, output.get()) || !out[1].open(bound->api, h_n.get()) ||
+        !out[2].open(bound->api, c_n.get())) {
+      Py_RETURN_NONE;
+    }
+    TorchParallel parallel;
+    {
+      const ReleasedGil released(sizes, x.steps(), x.rows());
+      run_lstm(bound->blob, active_kernels(), parallel,
+               {x.steps(), x.rows(), x.sequence(), states[0], DType::kFloat32, states[1], DType::kFloat32,
+                out[0].begin(), out[1].begin(), DType::kFloat32, out[2].begin(), DType::kFloat32});
+    }
+    return PyTuple_Pack(3, output.get(), h_n.get(), c_n.get());
+  });
+}
+
+// bind_stream(packed, address, size, exchange_api, rows)
+PyObject* bind_stream(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  Packed packed;
+  if (!packed.open(args, count, 5)) return nullptr;
+  const long long rows = PyLong_AsLongLong(args[4]);
+  if (PyErr_Occurred() != nullptr) return nullptr;
+  return guarded([&] {
+    auto bound = std::unique_ptr<BoundStream>(
+        new BoundStream{{Reference(args[0]), *packed.api}, {packed.data, packed.bytes, active_kernels(), rows}});
+    return capsule_of(std::move(bound), kStreamName, [](PyObject* capsule) {
+      delete static_cast<BoundStream*>(PyCapsule_GetPointer(capsule, kStreamName));
+    });
+  });
+}
+
+// Whether `out` can take what is made of `x`.
+bool goes_with(const PyTensor& out, const PyTensor& x) {
+  if (out.is_chunk() != x.is_chunk() || out.steps() != x.steps() || !out.is_contiguous()) return false;
+  return x.steps() == 0 || out.end() <= x.begin() || x.end() <= out.begin();
+}
+
+// run_stream(stream, x, out or None) -> out or a new tensor
+PyObject* run_stream(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  auto* bound = bound_in<BoundStream>(args, count, 3, kStreamName);
+  if (bound == nullptr) return nullptr;
+  const Use use(*bound);
+  if (!use.mine()) return nullptr;
+  Stream& stream = bound->stream;
+  const int64_t rows = stream.rows(), columns = stream.sizes().hidden_size;
+  PyTensor x, out;
+  if (!x.open(bound->api, args[1], rows, stream.sizes().input_size)) Py_RETURN_NONE;
+  return guarded([&]() -> PyObject* {
+    const auto make = [&] {
+      return x.is_chunk() ? new_tensor(bound->api, {x.steps(), rows, columns})
+                          : new_tensor(bound->api, {rows, columns});
+    };
+    const bool is_new = args[2] == Py_None;
+    Reference result(is_new ? make() : args[2], is_new);
+    if (result.get() == nullptr) return nullptr;
+    if (!out.open(bound->api, result.get(), rows, columns) || !goes_with(out, x)) Py_RETURN_NONE;
+    TorchParallel parallel;
+    {
+      const ReleasedGil released(stream.sizes(), x.steps(), rows);
+      stream.run(parallel, x.steps(), x.sequence(), reinterpret_cast<float*>(out.begin()));
+    }
+    return result.release();
+  });
+}
+
+// reset_stream(stream, address of hx or 0, address of cx or 0)
+PyObject* reset_stream(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  auto* bound = bound_in<BoundStream>(args, count, 3, kStreamName);
+  if (bound == nullptr) return nullptr;
+  const auto* hx = static_cast<const float*>(PyLong_AsVoidPtr(args[1]));
+  const auto* cx = static_cast<const float*>(PyLong_AsVoidPtr(args[2]));
+  const Use use(*bound);
+  if (!use.mine() || PyErr_Occurred() != nullptr) return nullptr;
+  bound->stream.reset(hx, cx);
+  Py_RETURN_NONE;
+}
+
+// copy_state(stream, address of h_n, address of c_n)
+PyObject* copy_state(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  auto* bound = bound_in<BoundStream>(args, count, 3, kStreamName);
+  if (bound == nullptr) return nullptr;
+  auto* h_n = static_cast<float*>(PyLong_AsVoidPtr(args[1]));
+  auto* c_n = static_cast<float*>(PyLong_AsVoidPtr(args[2]));
+  const Use use(*bound);
+  if (!use.mine() || PyErr_Occurred() != nullptr) return nullptr;
+  bound->stream.copy_state(h_n, c_n);
+  Py_RETURN_NONE;
+}
+
+template <PyObject* (*kFunction)(PyObject*, PyObject* const*, Py_ssize_t)>
+PyMethodDef method(const char* name) {
+  return {name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(kFunction)), METH_FASTCALL, nullptr};
+}
+
+PyMethodDef methods[] = {method<bind_layers>("bind_layers"),   method<lstm>("lstm"),
+                         method<bind_stream>("bind_stream"),   method<run_stream>("run_stream"),
+                         method<reset_stream>("reset_stream"), method<copy_state>("copy_state"),
+                         {nullptr, nullptr, 0, nullptr}};
+PyModuleDef module = {PyModuleDef_HEAD_INIT, "_direct", nullptr, -1, methods, nullptr, nullptr, nullptr, nullptr};
+
+}  // namespace
+}  // namespace lstm_quant
+
+PyMODINIT_FUNC PyInit__direct() {
+  return PyModule_Create(&lstm_quant::module);
+}
