@@ -1,5 +1,6 @@
 // Whatever kernels, threads and plan a call runs with, it gives what the scalar kernels give on one thread.
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cstring>
 #include <thread>
@@ -110,9 +111,9 @@ TEST(every_plan_gives_the_same_bits) {
     FloatCall expected(dice, stack.sizes(), steps, rows, dice.chance(0.5));
     FloatCall got = expected;
     SerialParallel serial;
-    run_lstm(blob, checked, serial, expected.call());
+    run_lstm(blob, scalar(), serial, expected.call());
     const int threads = static_cast<int>(dice.integer(1, 5));
-    const Plan plan = random_plan(dice, stack.sizes(), steps, rows, threads);
+    Plan plan = random_plan(dice, stack.sizes(), steps, rows, threads);
     const std::string where = "seed " + std::to_string(seed);
     switch (dice.integer(0, 3)) {
       case 0: {
@@ -129,6 +130,7 @@ TEST(every_plan_gives_the_same_bits) {
       }
       default: {
         ThreadedParallel parallel(threads);
+        plan.patience = std::chrono::seconds(10);  // all take part
         run_lstm(blob, checked, parallel, got.call(), plan);
         check_same(expected, got, where + ", threads");
       }
@@ -138,48 +140,61 @@ TEST(every_plan_gives_the_same_bits) {
 
 // Set on threads whose steps take long.
 thread_local bool is_slow = false;
+std::atomic<int64_t> steps_taken{0};
 
 void slow_step(const StepArgs& args) {
-  if (is_slow) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  if (is_slow) std::this_thread::sleep_for(std::chrono::milliseconds(2));
+  // any other order would make steps happen one after another for ThreadSanitizer, races among them too
+  steps_taken.fetch_add(1, std::memory_order_relaxed);
   kScalarKernels.step(args);
 }
 
-// As ThreadedParallel with two threads, the second of which is slow.
+// As ThreadedParallel, with one slow thread.
 class UnevenParallel final : public Parallel {
  public:
-  int threads() const override { return 2; }
-  void run(int, const Task& task) override {
-    std::thread other([&] {
-      is_slow = true;
-      task(1, 2);
+  explicit UnevenParallel(int threads) : parallel_(threads) {}
+  int threads() const override { return parallel_.threads(); }
+  void run(int slots, const Task& task) override {
+    parallel_.run(slots, [&](int begin, int end) {
+      is_slow = begin == 1;
+      task(begin, end);
     });
-    task(0, 1);
-    other.join();
   }
+
+ private:
+  ThreadedParallel parallel_;
 };
 
 TEST(a_crew_that_breaks_up_on_the_way_changes_nothing) {
   const Kernels kernels{"slow", kScalarKernels.quantize, kScalarKernels.project, slow_step, nullptr};
-  for (uint32_t seed = 0; seed < 4; ++seed) {
-    Dice dice(seed);
-    const Sizes sizes{7, 40, dice.integer(1, 2), 1 + seed % 2};
-    const RandomStack stack(dice, sizes, Style::kInt8Preset);
-    const AlignedBytes bytes = stack.pack();
-    const Blob blob(bytes.data(), bytes.size());
-    FloatCall expected(dice, sizes, 40, 2, true);
-    FloatCall got = expected;
-    SerialParallel serial;
-    run_lstm(blob, scalar(), serial, expected.call());
-    UnevenParallel uneven;
-    Plan plan = make_plan(sizes, 40, 2, 2);
-    plan.slots = 2;
-    plan.by_rows = false;
-    plan.tile_rows = 2;
-    plan.chunk_steps = 4;
-    plan.group_blocks = 3;
-    plan.patience = std::chrono::seconds(10);
-    run_lstm(blob, check_evaluators(kernels), uneven, got.call(), plan);
-    check_same(expected, got, "seed " + std::to_string(seed));
+  for (const int64_t directions : {1, 2}) {
+    for (const int64_t layers : {1, 2, 3}) {
+      for (const int crew : {2, 3}) {  // members for each direction
+        Dice dice(static_cast<uint32_t>(10 * layers + crew));
+        const Sizes sizes{7, 70, layers, directions};
+        const int64_t steps = 40, rows = 2;
+        const RandomStack stack(dice, sizes, Style::kInt8Preset);
+        const AlignedBytes bytes = stack.pack();
+        const Blob blob(bytes.data(), bytes.size());
+        FloatCall expected(dice, sizes, steps, rows, true);
+        FloatCall got = expected;
+        SerialParallel serial;
+        run_lstm(blob, scalar(), serial, expected.call());
+        UnevenParallel uneven(static_cast<int>(directions) * crew);
+        Plan plan = make_plan(sizes, steps, rows, uneven.threads());
+        plan.slots = uneven.threads();
+        plan.by_rows = false;
+        plan.tile_rows = rows;
+        plan.chunk_steps = 4;
+        plan.group_blocks = 5;
+        plan.patience = std::chrono::seconds(10);
+        steps_taken = 0;
+        run_lstm(blob, check_evaluators(kernels), uneven, got.call(), plan);
+        const std::string where = std::to_string(layers) + " layers, " + std::to_string(plan.slots) + " threads";
+        check_same(expected, got, where);
+        CHECK(steps_taken < layers * steps * plan.slots) << "no crew broke up: " << where;
+      }
+    }
   }
 }
 
