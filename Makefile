@@ -15,7 +15,7 @@ CPP_SOURCES := $(shell find csrc tests/cpp benchmarks -name '*.cpp' -o -name '*.
 # each a build of the C++ core, as -fsanitize takes them; float-cast-overflow is not part of undefined
 SANITIZERS := none address,undefined,float-cast-overflow thread
 
-.PHONY: help demo test check proof bench format clean FORCE
+.PHONY: help demo test check proof bench bench-peers format clean FORCE
 .DEFAULT_GOAL := help
 
 help:
@@ -24,6 +24,7 @@ help:
 	@echo 'make check   linters, type checker, and the C++ core: warnings as errors, its tests plain and under sanitizers'
 	@echo 'make proof   compare 50 million values with the integer reference, for every ISA and 1 and 2 threads (some minutes)'
 	@echo 'make bench   time this package beside float32, quantize_dynamic and the FX reference (BENCH="--quick" for less)'
+	@echo 'make bench-peers  the same beside ONNX Runtime and ncnn, which it installs'
 	@echo 'make format  format all sources'
 	@echo 'make clean   remove the virtual environment and everything built'
 
@@ -52,6 +53,9 @@ proof: $(VENV)/installed
 bench: $(VENV)/installed
 	$(BIN)/python benchmarks/bench.py $(BENCH)
 
+bench-peers: $(VENV)/peers
+	$(BIN)/python benchmarks/bench.py --peers $(BENCH)
+
 format: $(VENV)/installed
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
@@ -72,4 +76,9 @@ $(VENV)/tools: $(VENV)/request Makefile
 # Python sources are used where they are, so only what is compiled, or says what to install, makes this run again.
 $(VENV)/installed: $(VENV)/tools $(SOURCES)
 	$(PIP) install --quiet --no-build-isolation --editable '.[test,check,demo]'
+	touch $@
+
+# The package is there already, so that this adds what its extra names and compiles nothing.
+$(VENV)/peers: $(VENV)/installed
+	$(PIP) install --quiet 'torch-lstm-quant[peers]'
 	touch $@

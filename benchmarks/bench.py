@@ -6,10 +6,12 @@ python benchmarks/bench.py --cases step_512,t100_512 --threads 1 --json result.j
 from __future__ import annotations
 
 import argparse
+import ctypes
 import datetime
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -19,6 +21,7 @@ from typing import Any
 
 import report
 from floor import Floor
+from peers import ALL_SYSTEMS, COMPARED
 from shapes import QUICK, SHAPES
 from systems import SYSTEMS
 
@@ -28,34 +31,48 @@ SECONDS = 1.5
 """Of samples, after which a slow system has enough of them on a shape."""
 MAX_WAITED = 0.02
 """The share of a sample's time in which other programs may have had the CPU; beyond it the sample is thrown away."""
+PR_SET_PDEATHSIG = 1
+"""Of prctl(2)."""
 
 
 class Worker:
-    """A process that runs one system on as many CPUs as it has threads."""
+    """A process that runs one system on as many CPUs as it has threads.
+
+    It is stopped while it is not asked: some runtimes' threads spin for 0.1 s after a call, on the next system's CPUs.
+    """
 
     def __init__(self, system: str, threads: int) -> None:
         cpus = sorted(os.sched_getaffinity(0))[:threads]
+        libc = ctypes.CDLL(None)
+
+        def prepare() -> None:
+            os.sched_setaffinity(0, cpus)  # before it loads any library, so that none can use more
+            libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # stopped, it would not see that this process has ended
+
         self.process = subprocess.Popen(
             [sys.executable, str(Path(__file__).with_name("worker.py")), system, str(threads)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             env=os.environ | {"OMP_NUM_THREADS": str(threads)},
-            # before it loads any library, so that none can use more
-            preexec_fn=lambda: os.sched_setaffinity(0, cpus),
+            preexec_fn=prepare,
         )
 
     def ask(self, **command: Any) -> dict[str, Any]:
         assert self.process.stdin
         assert self.process.stdout
+        self.process.send_signal(signal.SIGCONT)
         try:
             self.process.stdin.write(json.dumps(command) + "\n")
             self.process.stdin.flush()
             return json.loads(self.process.stdout.readline())  # type: ignore[no-any-return]
         except (BrokenPipeError, json.JSONDecodeError):
             return {"error": f"the process died with exit status {self.process.wait()}"}
+        finally:
+            self.process.send_signal(signal.SIGSTOP)
 
     def close(self) -> None:
+        self.process.send_signal(signal.SIGCONT)
         self.process.communicate()
 
 
@@ -89,7 +106,6 @@ def measure(case: str, workers: dict[str, Worker], rounds: int) -> dict[str, dic
     samples = {system: Samples() for system, loaded in figures.items() if "error" not in loaded}
     while todo := [system for system, taken in samples.items() if not taken.enough(rounds)]:
         for system in random.sample(todo, len(todo)):
-            time.sleep(0.002)  # the last system's threads stop spinning
             started = time.perf_counter()
             answer = workers[system].ask(time=True)
             if "error" in answer:
@@ -109,7 +125,7 @@ def run(cases: Sequence[str], systems: Sequence[str], thread_counts: Sequence[in
     for threads in thread_counts:
         workers = {system: Worker(system, threads) for system in systems}
         for case in cases:
-            chosen = {s: w for s, w in workers.items() if s != "fx_reference" or SHAPES[case].reference}
+            chosen = {system: worker for system, worker in workers.items() if ALL_SYSTEMS[system].takes(SHAPES[case])}
             floor_ms = floor.seconds(SHAPES[case], threads) * 1e3 if floor else None
             load = os.getloadavg()[0]
             figures = measure(case, chosen, rounds)
@@ -120,8 +136,8 @@ def run(cases: Sequence[str], systems: Sequence[str], thread_counts: Sequence[in
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
         "machine": report.machine(),
-        "versions": report.versions(),
-        "systems": {system: SYSTEMS[system].what for system in systems},
+        "versions": report.versions(systems),
+        "systems": {system: ALL_SYSTEMS[system].what for system in systems},
         "shapes": {case: vars(SHAPES[case]) for case in cases},
         "floor": floor and floor.measured,
         "rows": rows,
@@ -151,7 +167,8 @@ def _thread_counts(value: str) -> list[int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=_names(list(SHAPES)), help="comma-separated; all of them by default")
-    parser.add_argument("--systems", type=_names(list(SYSTEMS)), default=list(SYSTEMS), help="comma-separated")
+    parser.add_argument("--systems", type=_names(list(ALL_SYSTEMS)), help=f"comma-separated; {','.join(SYSTEMS)} by default")
+    parser.add_argument("--peers", action="store_true", help=f"short for --systems {','.join(COMPARED)}")
     parser.add_argument("--threads", type=_thread_counts, help="comma-separated counts; 1,2 by default")
     parser.add_argument("--quick", action="store_true", help="fewer cases and samples")
     parser.add_argument("--json", type=Path, help="a file for all figures")
@@ -159,7 +176,8 @@ def main() -> None:
 
     cases = arguments.cases or (QUICK if arguments.quick else list(SHAPES))
     threads = arguments.threads or list(range(1, 1 + min(2, len(os.sched_getaffinity(0)))))
-    result = run(cases, arguments.systems, threads, QUICK_ROUNDS if arguments.quick else ROUNDS)
+    systems = arguments.systems or (COMPARED if arguments.peers else list(SYSTEMS))
+    result = run(cases, systems, threads, QUICK_ROUNDS if arguments.quick else ROUNDS)
     print(report.text(result))
     if arguments.json:
         arguments.json.write_text(json.dumps(result, indent=1) + "\n")

@@ -7,14 +7,18 @@ import platform
 import statistics
 import subprocess
 from collections.abc import Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
+from peers import ALL_SYSTEMS, PEERS, RIVALS, STREAM
 from shapes import SHAPES
-from systems import OURS, SYSTEMS
+from systems import OURS
 
 from torch_lstm_quant import ops
+
+VALID_DB = 25.0
+"""The least signal-to-noise ratio of an output that is of use. A system below it is marked, and its time does not count."""
 
 
 def summary(seconds: Sequence[float]) -> dict[str, float]:
@@ -40,13 +44,22 @@ def machine() -> dict[str, Any]:
     return {name: facts[name] for name in wanted if name in facts} | {"flags": " ".join(flags)}
 
 
-def versions() -> dict[str, str]:
+def versions(systems: Sequence[str]) -> dict[str, str]:
+    packages = dict.fromkeys(package for system in systems if (package := ALL_SYSTEMS[system].package))
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torch_lstm_quant": version("torch_lstm_quant"),
         "kernel": ops.isa_active(),
+        **{package: _version(package) for package in packages},
     }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def text(result: dict[str, Any]) -> str:
@@ -55,38 +68,64 @@ def text(result: dict[str, Any]) -> str:
     lines = [
         f"{facts.get('Model name')}, family {facts.get('CPU family')} model {facts.get('Model')}, {facts.get('CPU(s)')} CPUs; "
         + ", ".join(f"{name} {value}" for name, value in result["versions"].items()),
-        f"Medians in ms a call; in brackets, how many times as long as {OURS} that is. Spread: interquartile range.",
+        f"Medians in ms a call; in brackets, how many times as long as {OURS} that is; then the signal-to-noise ratio of the "
+        f"output to that of float32 (!: under {VALID_DB:.0f} dB, not valid). Spread: interquartile range.",
     ]
     for threads in sorted({row["threads"] for row in result["rows"]}):
         rows = [row for row in result["rows"] if row["threads"] == threads]
         lines += ["", f"{threads} thread{'s' if threads > 1 else ''}:", "", *_times(rows), "", *_means(rows)]
-    first = [row for row in result["rows"] if row["threads"] == result["rows"][0]["threads"]]
-    lines += ["", "Signal-to-noise ratio of the output to that of float32, dB:", "", *_accuracy(first)]
     return "\n".join([*lines, *_failures(result["rows"])])
 
 
 def _names(rows: Sequence[dict[str, Any]]) -> list[str]:
-    return [name for name in SYSTEMS if any(name in row["systems"] for row in rows)]
+    return [name for name in ALL_SYSTEMS if any(name in row["systems"] for row in rows)]
 
 
 def _times(rows: Sequence[dict[str, Any]]) -> list[str]:
     names = _names(rows)
-    table = [["case", "shape", *names, f"spread of {OURS}", "floor", f"{OURS} / floor"]]
+    table = [["case", "shape", *names, f"spread of {OURS}", "floor", f"{OURS} / floor", *_best_titles(names)]]
     for row in rows:
         ours, floor, over = row["systems"].get(OURS, {}), row["floor_ms"], _over_floor(row)
         cells = [_time(name, row["systems"].get(name, {})) for name in names]
         cells.append(f"{100 * ours['iqr_ms'] / ours['median_ms']:.0f} %" if "iqr_ms" in ours else "-")
         cells.append(_milliseconds(floor) if floor else "-")
         cells.append(f"{over:.1f}" if over else "-")
+        if _best_titles(names):
+            best = [_best_over(row, own) for own in (OURS, STREAM)]
+            cells += [_best(row) or "-", *(f"{over:.2f}" if over else "-" for over in best)]
         table.append([row["case"], str(SHAPES[row["case"]]), *cells])
     return _aligned(table)
 
 
+def _best_titles(names: Sequence[str]) -> list[str]:
+    peers = any(name in PEERS for name in names)
+    return ["best valid peer", f"best / {OURS}", f"best / {STREAM}"] if peers else []
+
+
 def _time(name: str, figures: dict[str, Any]) -> str:
+    if "error" in figures:
+        return "not installed" if figures["error"].startswith("ModuleNotFoundError") else "fails"
     if "median_ms" not in figures:
-        return "fails" if "error" in figures else "-"
+        return "-"
     ratio = f" ({figures['over_ours']:.2f})" if name != OURS and "over_ours" in figures else ""
-    return _milliseconds(figures["median_ms"]) + ratio
+    sqnr = "" if figures["sqnr_db"] is None else f" {figures['sqnr_db']:.1f} dB{'' if _valid(figures) else '!'}"
+    return _milliseconds(figures["median_ms"]) + ratio + sqnr
+
+
+def _valid(figures: dict[str, Any]) -> bool:
+    """Whether there is a time, and it is that of a useful output."""
+    return "median_ms" in figures and (figures["sqnr_db"] is None or figures["sqnr_db"] >= VALID_DB)
+
+
+def _best(row: dict[str, Any]) -> str | None:
+    times = {name: row["systems"][name]["median_ms"] for name in RIVALS if _valid(row["systems"].get(name, {}))}
+    return min(times, key=times.__getitem__, default=None)
+
+
+def _best_over(row: dict[str, Any], ours: str) -> float | None:
+    """The best valid peer's time over that of a system of ours: above 1, ours is faster."""
+    best, figures = _best(row), row["systems"].get(ours, {})
+    return row["systems"][best]["median_ms"] / figures["median_ms"] if best and _valid(figures) else None
 
 
 def _milliseconds(value: float) -> str:
@@ -96,20 +135,27 @@ def _milliseconds(value: float) -> str:
 
 
 def _means(rows: Sequence[dict[str, Any]]) -> list[str]:
-    lines = []
-    for name in _names(rows):
-        ratios = [row["systems"].get(name, {}).get("over_ours") for row in rows]
-        known = [ratio for ratio in ratios if ratio]
-        if name != OURS and known:
-            mean = statistics.geometric_mean(known)
-            lines.append(
-                f"- {name} takes {mean:.2f} times as long as {OURS} (geometric mean of {len(known)}; "
-                f"from {min(known):.2f} to {max(known):.2f})"
-            )
-    floors = [over for row in rows if (over := _over_floor(row))]
-    if floors:
-        lines.append(f"- {OURS} takes {statistics.geometric_mean(floors):.2f} times as long as the floor")
-    return lines
+    names, lines = _names(rows), []
+    for name in names:
+        if name != OURS:
+            valid = [figures for row in rows if _valid(figures := row["systems"].get(name, {}))]
+            lines += _mean(name, OURS, [figures.get("over_ours") for figures in valid])
+    if _best_titles(names):
+        for ours in (OURS, STREAM):
+            lines += _mean("the best valid peer", ours, [_best_over(row, ours) for row in rows])
+    return lines + _mean(OURS, "the floor", [_over_floor(row) for row in rows])
+
+
+def _mean(name: str, other: str, ratios: Sequence[float | None]) -> list[str]:
+    """A line on the rows that have a ratio, if any has."""
+    known = [ratio for ratio in ratios if ratio]
+    if not known:
+        return []
+    mean, count = statistics.geometric_mean(known), len(known)
+    return [
+        f"- {name} takes {mean:.2f} times as long as {other} (geometric mean of {count}; "
+        f"from {min(known):.2f} to {max(known):.2f})"
+    ]
 
 
 def _over_floor(row: dict[str, Any]) -> float | None:
@@ -117,22 +163,14 @@ def _over_floor(row: dict[str, Any]) -> float | None:
     return ours / row["floor_ms"] if ours and row["floor_ms"] else None
 
 
-def _accuracy(rows: Sequence[dict[str, Any]]) -> list[str]:
-    names = [name for name in _names(rows) if name != "float32"]
-    table = [["case", *names]]
-    for row in rows:
-        values = [row["systems"].get(name, {}).get("sqnr_db") for name in names]
-        table.append([row["case"], *(f"{value:.1f}" if value else "-" for value in values)])
-    return _aligned(table)
-
-
 def _failures(rows: Sequence[dict[str, Any]]) -> list[str]:
-    return [
-        f"{row['case']}, {row['threads']} threads, {name} fails: {figures['error']}"
-        for row in rows
-        for name, figures in row["systems"].items()
-        if "error" in figures
-    ]
+    """A line for each reason for which a system fails, with the rows where it does."""
+    where: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        for name, figures in row["systems"].items():
+            if "error" in figures:
+                where.setdefault((name, figures["error"]), []).append(f"{row['case']} at {row['threads']}")
+    return ["", *(f"{name} fails: {error} ({', '.join(places)})" for (name, error), places in where.items())] if where else []
 
 
 def _aligned(table: Sequence[Sequence[str]]) -> list[str]:

@@ -17,9 +17,10 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from peers import ALL_SYSTEMS
 from shapes import SHAPES, Case
-from systems import SYSTEMS
 
 BLOCK_SECONDS = 2e-3
 """A sample is the mean of a block of calls of at least about this long."""
@@ -66,7 +67,7 @@ def _undisturbed() -> Iterator[None]:
 def _schedule(policy: int, priority: int) -> None:
     """Of all threads of this process."""
     for thread in os.listdir("/proc/self/task"):
-        with contextlib.suppress(PermissionError):
+        with contextlib.suppress(PermissionError, ProcessLookupError):  # a runtime that was just left may be ending threads
             os.sched_setscheduler(int(thread), policy, os.sched_param(priority))
 
 
@@ -80,15 +81,11 @@ def load(system: str, name: str, threads: int) -> tuple[Row, float | None]:
     """A system on a shape, and the signal-to-noise ratio of its output to float32's, in dB; None: they are equal."""
     torch.set_num_threads(1)  # calibration consists of small ops: threads would only wait for one another
     case = Case(SHAPES[name])
-    lstm = SYSTEMS[system].make(case)
+    call = ALL_SYSTEMS[system].make(case, threads)
     torch.set_num_threads(threads)
-    x, states = case.x, case.states
-
-    def call() -> Any:
-        return lstm(x, states)
-
     with torch.inference_mode():
-        error = (call()[0] - case.expected).double().square().sum().item()
+        output = torch.from_numpy(np.asarray(call()[0])).reshape(case.expected.shape)
+        error = (output - case.expected).double().square().sum().item()
     signal = case.expected.double().square().sum().item()
     return Row(call), 10 * math.log10(signal / error) if error else None
 

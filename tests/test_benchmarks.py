@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -33,3 +36,63 @@ def test_an_unknown_case_is_refused_with_the_known_ones() -> None:
     done = subprocess.run([sys.executable, str(BENCH), "--cases", "no_such_case"], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "'no_such_case' is not one of step_128" in done.stderr
+
+
+@pytest.fixture
+def report(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(BENCH.parent))
+    return importlib.import_module("report")
+
+
+def _report_of(report: ModuleType, systems: dict[str, dict[str, Any]]) -> str:
+    """Of one step with these figures."""
+    report.add_ratios(systems)
+    row = {"case": "step_128", "threads": 1, "floor_ms": None, "systems": systems}
+    return str(report.text({"machine": {}, "versions": {}, "rows": [row]}))
+
+
+def _figures(median: float, sqnr: float | None) -> dict[str, Any]:
+    return {"median_ms": median, "iqr_ms": 0.0, "sqnr_db": sqnr}
+
+
+def _cells(text: str) -> dict[str, str]:
+    titles, _, row = (line.strip("|").split("|") for line in text.splitlines() if line.startswith("|"))
+    return {title.strip(): cell.strip() for title, cell in zip(titles, row, strict=True)}
+
+
+def test_the_report_compares_with_the_fastest_peer_that_is_accurate(report: ModuleType) -> None:
+    text = _report_of(
+        report,
+        {
+            "int8": _figures(2.0, 40.0),
+            "ours_stream": _figures(1.0, 40.0),
+            "float32": _figures(8.0, None),
+            "ort_int8": _figures(1.0, 24.9),
+            "ort_int8_7bit": _figures(3.0, 25.0),
+        },
+    )
+    cells = _cells(text)
+    assert cells["int8"] == "2.00 40.0 dB"
+    assert cells["float32"] == "8.00 (4.00)"
+    assert cells["ort_int8"] == "1.00 (0.50) 24.9 dB!"
+    assert cells["ort_int8_7bit"] == "3.00 (1.50) 25.0 dB"
+    assert cells["best valid peer"] == "ort_int8_7bit"
+    assert (cells["best / int8"], cells["best / ours_stream"]) == ("1.50", "3.00")
+    assert "the best valid peer takes 1.50 times as long as int8 (geometric mean of 1;" in text
+    assert "the best valid peer takes 3.00 times as long as ours_stream" in text
+    assert "- ort_int8 takes" not in text  # no mean of times that do not count
+
+
+def test_the_report_says_which_peers_are_missing_or_fail(report: ModuleType) -> None:
+    missing = {"error": "ModuleNotFoundError: No module named 'ncnn'"}
+    text = _report_of(report, {"int8": _figures(2.0, 40.0), "ort_int8": {"error": "RuntimeError: no"}, "ncnn_int8": missing})
+    cells = _cells(text)
+    assert (cells["ort_int8"], cells["ncnn_int8"]) == ("fails", "not installed")
+    assert (cells["best valid peer"], cells["best / int8"], cells["best / ours_stream"]) == ("-", "-", "-")
+    assert "ncnn_int8 fails: ModuleNotFoundError: No module named 'ncnn' (step_128 at 1)" in text
+    assert "ort_int8 fails: RuntimeError: no (step_128 at 1)" in text
+
+
+def test_the_report_has_no_columns_for_peers_that_were_not_asked_for(report: ModuleType) -> None:
+    text = _report_of(report, {"int8": _figures(2.0, 40.0), "float32": _figures(8.0, None)})
+    assert "best valid peer" not in text
