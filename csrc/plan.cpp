@@ -26,8 +26,8 @@ constexpr int64_t kGroupedRows = 16;
 constexpr int32_t kGroupBlocks = 4;
 // Rows times steps that a layer does before the next: few enough for the cache, many enough to read its weights seldom.
 constexpr int64_t kLayerRows = 64;
-// Bytes of hidden weights from which the second-level cache does not hold them from step to step.
-constexpr int64_t kZigzagBytes = 512 << 10;
+// Bytes of hidden weights from which the first-level cache does not hold them from step to step.
+constexpr int64_t kZigzagBytes = 32 << 10;
 
 int64_t divide_up(int64_t a, int64_t b) {
   return (a + b - 1) / b;
