@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 namespace lstm_quant {
 namespace {
@@ -30,6 +31,7 @@ Workspace Workspace::take(Arena& arena, const Sizes& sizes, const Plan& plan) {
   const size_t blocks = std::min<size_t>(plan.group_blocks, round_up(sizes.hidden_size, kUnits) / kUnits);
   workspace.operand = arena.take<char>(rows * max_operand_stride(depth));
   workspace.igates = arena.take<float>(rows * blocks * kBlock);
+  if (plan.ahead) workspace.next_igates = arena.take<float>(rows * blocks * kBlock);
   workspace.output = arena.take<float>(plan.tile_rows * sizes.hidden_size);
   workspace.scratch = arena.take<char>(scratch_bytes(rows, round_up(depth, kUnits)));
   return workspace;
@@ -91,27 +93,47 @@ void CellRun::load_operands(int64_t step, int64_t count) const {
   }
 }
 
-void CellRun::project(int64_t count, int32_t first_block, int32_t last_block) const {
+bool CellRun::projects_ahead() const {
+  const Projection &input = bound.cell.input, &hidden = bound.cell.hidden;
+  if (!plan.ahead || plan.chunk_steps != kAheadRows || rows != 1 || !kernels.projects_ahead) return false;
+  if (input.sums != Sums::kInt8 || hidden.sums != Sums::kInt8) return false;
+  // a shallow input is projected fast anyway, a deep one takes longer than reading the hidden weights
+  return 2 * input.depth >= hidden.depth && input.depth <= hidden.depth;
+}
+
+ProjectArgs CellRun::projection(int64_t count, int32_t first_block, int32_t last_block, float* igates) const {
   const size_t stride = static_cast<size_t>(last_block - first_block) * kBlock;
-  kernels.project({&bound.cell.input, count * rows, workspace.operand, operand_stride(), workspace.igates, stride,
-                   first_block, last_block, workspace.scratch});
+  return {&bound.cell.input, count * rows, workspace.operand, operand_stride(), igates, stride,
+          first_block,       last_block,   workspace.scratch};
 }
 
 void CellRun::run() const {
+  float *igates = workspace.igates, *next_igates = workspace.next_igates;
+  Share projected{};  // that for which the chunk's igates are there
   for (int64_t start = 0; start < steps; start += plan.chunk_steps) {
     const Share mine = share();
     if (mine.members == 0) return;
     const int64_t count = std::min(plan.chunk_steps, steps - start);
-    load_operands(start, count);
-    if (mine.blocks() <= plan.group_blocks) project(count, mine.first_block, mine.last_block);
+    if (!(projected == mine)) {
+      load_operands(start, count);
+      if (mine.blocks() <= plan.group_blocks)
+        kernels.project(projection(count, mine.first_block, mine.last_block, igates));
+    }
+    // a shorter chunk takes less time by itself than beside the steps
+    const bool next = projects_ahead() && start + 2 * plan.chunk_steps <= steps;
+    if (next) load_operands(start + count, plan.chunk_steps);
+    const ProjectArgs ahead = projection(plan.chunk_steps, mine.first_block, mine.last_block, next_igates);
     for (int64_t s = 0; s < count; ++s) {
-      step(start + s, s, mine);
+      step(start + s, s, {mine, igates, next ? &ahead : nullptr});
       crew.meet(mine.members);
     }
+    if (next) std::swap(igates, next_igates);
+    projected = next ? mine : Share{};
   }
 }
 
-void CellRun::step(int64_t step, int64_t in_chunk, const Share& mine) const {
+void CellRun::step(int64_t step, int64_t in_chunk, const Chunk& chunk) const {
+  const Share& mine = chunk.share;
   const Cell& cell = bound.cell;
   const bool odd = ((first_step + step) & 1) != 0;
   const bool to_integers = output.dtype != DType::kFloat32;
@@ -126,6 +148,8 @@ void CellRun::step(int64_t step, int64_t in_chunk, const Share& mine) const {
   args.output = to_integers ? workspace.output : reinterpret_cast<float*>(output_row(step, 0));
   args.output_stride = to_integers ? cell.hidden_size : output.row_bytes / sizeof(float);
   args.descending = plan.zigzag && odd;
+  args.ahead = chunk.ahead;
+  args.ahead_part = static_cast<int32_t>(in_chunk);
   args.scratch = workspace.scratch;
   // a single group was projected ahead of the chunk, several are as they come
   const int32_t group = std::min(plan.group_blocks, mine.blocks());
@@ -133,9 +157,9 @@ void CellRun::step(int64_t step, int64_t in_chunk, const Share& mine) const {
     const int32_t length = std::min(group, mine.blocks() - begin);
     args.first_block = args.descending ? mine.last_block - begin - length : mine.first_block + begin;
     args.last_block = args.first_block + length;
-    if (group < mine.blocks()) project(1, args.first_block, args.last_block);
+    if (group < mine.blocks()) kernels.project(projection(1, args.first_block, args.last_block, chunk.igates));
     args.igates_stride = static_cast<size_t>(length) * kBlock;
-    args.igates = workspace.igates + in_chunk * rows * args.igates_stride;
+    args.igates = chunk.igates + in_chunk * rows * args.igates_stride;
     kernels.step(args);
   }
   if (to_integers) store_integers(step, mine);

@@ -47,7 +47,8 @@ struct CellState {
 struct Workspace {
   char* operand = nullptr;
   float* igates = nullptr;
-  float* output = nullptr;  // float32 rows where the caller wants integers
+  float* next_igates = nullptr;  // of the chunk that is projected ahead
+  float* output = nullptr;       // float32 rows where the caller wants integers
   void* scratch = nullptr;
 
   static Workspace take(Arena& arena, const Sizes& sizes, const Plan& plan);
@@ -95,6 +96,15 @@ struct CellRun {
     size_t first_unit() const { return static_cast<size_t>(first_block) * kUnits; }
     // Without those that only pad the last block.
     size_t units(const Cell& cell) const;
+    bool operator==(const Share& other) const {
+      return first_block == other.first_block && last_block == other.last_block;
+    }
+  };
+  // A chunk of steps as a member goes through it.
+  struct Chunk {
+    Share share;
+    float* igates;
+    const ProjectArgs* ahead;  // projects the next one, a part at each step; null: no part of it
   };
 
   // Asked for at the start of a chunk of steps and kept for all of it.
@@ -103,8 +113,10 @@ struct CellRun {
   int64_t position(int64_t step) const { return backward ? steps - 1 - step : step; }
   char* output_row(int64_t step, size_t row) const;
   void load_operands(int64_t step, int64_t count) const;
-  void project(int64_t count, int32_t first_block, int32_t last_block) const;
-  void step(int64_t step, int64_t in_chunk, const Share& share) const;
+  // Whether the next chunk is projected beside the steps of this one.
+  bool projects_ahead() const;
+  ProjectArgs projection(int64_t count, int32_t first_block, int32_t last_block, float* igates) const;
+  void step(int64_t step, int64_t in_chunk, const Chunk& chunk) const;
   void store_integers(int64_t step, const Share& share) const;
 };
 

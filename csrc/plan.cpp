@@ -28,6 +28,9 @@ constexpr int32_t kGroupBlocks = 4;
 constexpr int64_t kLayerRows = 64;
 // Bytes of hidden weights from which the first-level cache does not hold them from step to step.
 constexpr int64_t kZigzagBytes = 32 << 10;
+// Bytes of hidden weights whose reading leaves time to project the next chunk, from caches that its weights fit in too.
+constexpr int64_t kLeastAheadBytes = 128 << 10;
+constexpr int64_t kMostAheadBytes = 6 << 20;
 
 int64_t divide_up(int64_t a, int64_t b) {
   return (a + b - 1) / b;
@@ -109,7 +112,10 @@ Plan make_plan(const Sizes& sizes, int64_t steps, int64_t rows, int threads) {
   // a backward direction begins with the last step, so two directions need all that the layer below gives
   const bool whole = sizes.num_directions == 2 || sizes.num_layers == 1;
   plan.layer_steps = whole ? steps : std::min(steps, std::max(plan.chunk_steps, kLayerRows / plan.tile_rows));
-  plan.zigzag = sizes.hidden_size * sizes.hidden_size * kGates > kZigzagBytes;
+  const int64_t hidden_bytes = sizes.hidden_size * sizes.hidden_size * kGates;
+  plan.zigzag = hidden_bytes > kZigzagBytes;
+  plan.ahead = plan.tile_rows == 1 && plan.chunk_steps == kAheadRows && hidden_bytes > kLeastAheadBytes &&
+               hidden_bytes < kMostAheadBytes;
   // a quarter of the time that one thread takes
   const double patience_us = std::clamp(work.ns(rows) / 4000, 50.0, 10e3);
   plan.patience = std::chrono::microseconds(static_cast<int64_t>(patience_us));

@@ -18,6 +18,7 @@
 #include <immintrin.h>
 
 #include <cstring>
+#include <type_traits>
 
 #include "evaluators.h"
 #include "float_function.h"
@@ -113,6 +114,7 @@ struct Isa {
   using V = Avx2;
   using Int8 = MaskedSums;
   using Wide = WideSums<WideDot<Avx2, 1>>;
+  using Ahead = void;
   static constexpr size_t kTailVectors = 4;
   static constexpr size_t kOverlapBytes = 0;
   using Float = DotSums<FloatDot<Avx2, 3, 4>>;
@@ -120,8 +122,12 @@ struct Isa {
 
 }  // namespace
 
-const Kernels kAvx2Kernels{"avx2", KernelsOf<Isa>::quantize, KernelsOf<Isa>::project, KernelsOf<Isa>::step,
-                           KernelsOf<Isa>::evaluate};
+const Kernels kAvx2Kernels{"avx2",
+                           KernelsOf<Isa>::quantize,
+                           KernelsOf<Isa>::project,
+                           KernelsOf<Isa>::step,
+                           KernelsOf<Isa>::evaluate,
+                           KernelsOf<Isa>::kProjectsAhead};
 
 }  // namespace lstm_quant
 

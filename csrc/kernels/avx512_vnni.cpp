@@ -12,6 +12,7 @@
 #include <immintrin.h>
 
 #include <cstring>
+#include <type_traits>
 
 #include "evaluators.h"
 #include "float_function.h"
@@ -51,6 +52,7 @@ struct VnniDot {
     return first_sums<V>(block, column, block.offset, 0);
   }
   static Sum zero() { return _mm512_setzero_si512(); }
+  static Weights load_once(const char* p) { return _mm512_load_si512(p); }
   static Weights load(const char* p) { return in_register(_mm512_load_si512(p)); }
   static Sum add(Sum sum, Operand operand, Weights weights) {
     return in_register(_mm512_dpbusd_epi32(sum, operand, weights));
@@ -63,6 +65,7 @@ struct Isa {
   using V = Avx512;
   using Int8 = DotSums<VnniDot>;
   using Wide = WideSums<WideDot<Avx512, 2>>;
+  using Ahead = AheadSums<VnniDot>;
   static constexpr size_t kTailVectors = 8;
   static constexpr size_t kOverlapBytes = 16 << 10;
   using Float = DotSums<FloatDot<Avx512, 4, 4>>;
@@ -70,8 +73,8 @@ struct Isa {
 
 }  // namespace
 
-const Kernels kAvx512VnniKernels{"avx512_vnni", KernelsOf<Isa>::quantize, KernelsOf<Isa>::project, KernelsOf<Isa>::step,
-                                 KernelsOf<Isa>::evaluate};
+const Kernels kAvx512VnniKernels{"avx512_vnni",        KernelsOf<Isa>::quantize, KernelsOf<Isa>::project,
+                                 KernelsOf<Isa>::step, KernelsOf<Isa>::evaluate, KernelsOf<Isa>::kProjectsAhead};
 
 }  // namespace lstm_quant
 

@@ -9,6 +9,7 @@
 #include <immintrin.h>
 
 #include <cstring>
+#include <type_traits>
 
 #include "evaluators.h"
 #include "float_function.h"
@@ -55,6 +56,7 @@ struct Isa {
   using V = Avx2;
   using Int8 = DotSums<VnniDot>;
   using Wide = WideSums<WideDot<Avx2, 1>>;
+  using Ahead = void;
   static constexpr size_t kTailVectors = 4;
   static constexpr size_t kOverlapBytes = 0;
   using Float = DotSums<FloatDot<Avx2, 3, 4>>;
@@ -62,8 +64,8 @@ struct Isa {
 
 }  // namespace
 
-const Kernels kAvxVnniKernels{"avx_vnni", KernelsOf<Isa>::quantize, KernelsOf<Isa>::project, KernelsOf<Isa>::step,
-                              KernelsOf<Isa>::evaluate};
+const Kernels kAvxVnniKernels{"avx_vnni",           KernelsOf<Isa>::quantize, KernelsOf<Isa>::project,
+                              KernelsOf<Isa>::step, KernelsOf<Isa>::evaluate, KernelsOf<Isa>::kProjectsAhead};
 
 }  // namespace lstm_quant
 

@@ -125,6 +125,11 @@ struct ProjectArgs {
   void* scratch;  // scratch_bytes(rows, padded_depth), the calling thread's own
 };
 
+// A projection of kAheadRows rows in parts: when all have been done, in ascending order, igates are as project would
+// have left them.
+constexpr int kAheadRows = 16;
+constexpr int kAheadParts = 16;
+
 // One step of `rows` rows for the blocks [first_block, last_block), as Cell says. igates is laid out as project left it
 // for the same blocks; all other pointers are to block 0 of row 0. h and h_next never overlap. `descending` asks to
 // walk the blocks backwards, which meets first what the cache still holds of the step before.
@@ -144,6 +149,10 @@ struct StepArgs {
   int32_t last_block;
   bool descending;
   void* scratch;  // scratch_bytes(rows, hidden.padded_depth), the calling thread's own
+  // Where Kernels::projects_ahead, a step of a single row can also do one part of a projection of kAheadRows rows, for
+  // the same blocks. Null: none.
+  const ProjectArgs* ahead = nullptr;
+  int32_t ahead_part = 0;
 };
 
 // Room for a form of the operand rows with four bytes for each column, a few words for each row, and a tile of sums.
@@ -161,6 +170,8 @@ struct Kernels {
   // values[i] = what `evaluator` gives for steps[i] (integers within the table's grid): checked against the scalar
   // evaluation over the whole grid before `step` is handed a Function with that evaluator. Null: no evaluators.
   void (*evaluate)(Evaluator evaluator, const float* steps, size_t count, float* values);
+  // Whether `step` takes StepArgs::ahead, for projections that are both Sums::kInt8.
+  bool projects_ahead = false;
 };
 
 extern const Kernels kScalarKernels;

@@ -6,10 +6,13 @@
 //                  block's weights come in
 //   Int8, Wide, Float    Rows -> sums: constructed from (projection, operand, stride, rows, scratch); called with
 //                  (block, first_row, rows, sink), they give each row's sums to sink(row, column, V::F)
+//   Ahead          StepArgs -> sums, for steps with StepArgs::ahead; void: the ISA does not project ahead
 #pragma once
 
 #include <cstring>
+#include <type_traits>
 
+#include "ahead-inl.h"
 #include "kernels.h"
 #include "sums-inl.h"
 #include "tail-inl.h"
@@ -41,6 +44,7 @@ template <class Isa>
 struct KernelsOf {
   using V = typename Isa::V;
   using F = typename V::F;
+  static constexpr bool kProjectsAhead = !std::is_void_v<typename Isa::Ahead>;
   static constexpr size_t kColumns = kUnits / V::kLanes;  // vectors of units in a block
   // vectors and blocks that the tail takes side by side; its general form, which is mostly table look-ups, gains
   // nothing from more
@@ -91,9 +95,10 @@ struct KernelsOf {
     char* rest = static_cast<char*>(args.scratch) + kSumsBytes;
     switch (hidden.sums) {
       case Sums::kInt8: {
-        const typename Isa::Int8 sums(hidden, args.h, args.h_stride, args.rows, rest);
-        if (has_int8_form<V>(*args.cell)) return step_with<CellForm::kInt8>(args, sums);
-        return step_with<CellForm::kAny>(args, sums);
+        if constexpr (kProjectsAhead) {
+          if (args.ahead != nullptr) return step_with_int8(args, typename Isa::Ahead(args));
+        }
+        return step_with_int8(args, typename Isa::Int8(hidden, args.h, args.h_stride, args.rows, rest));
       }
       case Sums::kFloat:
         return step_with<CellForm::kAny>(args, typename Isa::Float(hidden, args.h, args.h_stride, args.rows, rest));
@@ -119,30 +124,17 @@ struct KernelsOf {
     void operator()(size_t row, int column, F sum) const { V::store(sums + (row - first_row) * kBlock + column, sum); }
   };
 
-  // Writes what is projected for a block.
-  struct WriteIgates {
-    const float* multipliers;
-    const float* biases;
-    const Grid* grids;
-    float* igates;
-    size_t stride;
-
-    void operator()(size_t row, int column, F sum) const {
-      const F v = V::add(V::mul(sum, V::load(multipliers + column)), V::load(biases + column));
-      V::store(igates + row * stride + column, on_grid<V>(v, grids[column / kUnits]));
-    }
-  };
-
   template <class BlockSums>
   static void project_with(const ProjectArgs& args, const BlockSums& block_sums) {
-    const Projection& projection = *args.projection;
     for (int32_t block = args.first_block; block < args.last_block; ++block) {
-      const size_t place = static_cast<size_t>(block) * kBlock;
-      float* igates = args.igates + place - static_cast<size_t>(args.first_block) * kBlock;
-      block_sums(block, 0, args.rows,
-                 WriteIgates{projection.multipliers + place, projection.biases + place, projection.output, igates,
-                             args.igates_stride});
+      block_sums(block, 0, args.rows, WriteIgates<V>(args, block));
     }
+  }
+
+  template <class BlockSums>
+  static void step_with_int8(const StepArgs& args, const BlockSums& block_sums) {
+    if (has_int8_form<V>(*args.cell)) return step_with<CellForm::kInt8>(args, block_sums);
+    return step_with<CellForm::kAny>(args, block_sums);
   }
 
   template <CellForm kForm, class BlockSums>

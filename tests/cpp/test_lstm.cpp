@@ -100,6 +100,34 @@ TEST(every_kernel_gives_the_scalar_bits) {
   }
 }
 
+// Single rows whose next chunk is projected beside the steps of this one.
+TEST(projecting_ahead_gives_the_same_bits) {
+  for (const Kernels* kernels : usable_kernels()) {
+    const CheckedKernels checked = check_evaluators(*kernels);
+    for (uint32_t seed = 0; seed < 60; ++seed) {
+      Dice dice(seed);
+      Sizes sizes = random_sizes(dice);
+      sizes.input_size = dice.integer((sizes.hidden_size + 1) / 2, sizes.hidden_size);
+      const RandomStack stack(dice, sizes, kStyles[seed % std::size(kStyles)]);
+      const AlignedBytes bytes = stack.pack();
+      const Blob blob(bytes.data(), bytes.size());
+      const int64_t steps = dice.integer(17, 70);
+      FloatCall expected(dice, sizes, steps, 1, dice.chance(0.5));
+      FloatCall got = expected;
+      SerialParallel serial;
+      run_lstm(blob, scalar(), serial, expected.call());
+      const int threads = static_cast<int>(dice.integer(1, 3));
+      Plan plan = random_plan(dice, sizes, steps, 1, threads);
+      plan.chunk_steps = kAheadRows;
+      plan.group_blocks = 1000;
+      plan.ahead = true;
+      ThreadedParallel parallel(threads, std::chrono::milliseconds(0));
+      run_lstm(blob, checked, parallel, got.call(), plan);
+      check_same(expected, got, std::string(kernels->name) + ", seed " + std::to_string(seed));
+    }
+  }
+}
+
 TEST(every_plan_gives_the_same_bits) {
   const CheckedKernels checked = check_evaluators(*usable_kernels().front());
   for (uint32_t seed = 0; seed < 100; ++seed) {
