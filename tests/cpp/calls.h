@@ -1,0 +1,51 @@
+// How calls are run and compared: threads of a test's own, and bits.
+#pragma once
+
+#include <chrono>
+#include <cstring>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "check.h"
+#include "parallel.h"
+#include "random_stack.h"
+
+namespace lstm_quant::testing {
+
+// Each slot on a thread of its own, all at the same time, the later ones late if asked.
+class ThreadedParallel final : public Parallel {
+ public:
+  explicit ThreadedParallel(int threads, std::chrono::milliseconds delay = {}) : threads_(threads), delay_(delay) {}
+  int threads() const override { return threads_; }
+  void run(int slots, const Task& task) override {
+    std::vector<std::thread> others;
+    for (int slot = 1; slot < slots; ++slot) {
+      others.emplace_back([&, slot] {
+        std::this_thread::sleep_for(slot * delay_);
+        task(slot, slot + 1);
+      });
+    }
+    task(0, 1);
+    for (auto& other : others) other.join();
+  }
+
+ private:
+  int threads_;
+  std::chrono::milliseconds delay_;
+};
+
+inline bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
+  for (size_t i = 0; i < a.size(); ++i) {
+    if (std::memcmp(&a[i], &b[i], sizeof(float)) != 0 && !(a[i] != a[i] && b[i] != b[i])) return false;
+  }
+  return a.size() == b.size();
+}
+
+inline void check_same(const FloatCall& a, const FloatCall& b, const std::string& where) {
+  CHECK(same_bits(a.output, b.output)) << "output, " << where;
+  CHECK(same_bits(a.h_n, b.h_n)) << "h_n, " << where;
+  CHECK(same_bits(a.c_n, b.c_n)) << "c_n, " << where;
+}
+
+}  // namespace lstm_quant::testing
