@@ -17,7 +17,9 @@ import torch_lstm_quant as tlq
 
 
 def _stream(case: Case, threads: int) -> Call:
-    stream = tlq.Stream(int8(case), case.shape.B)
+    lstm = int8(case)
+    assert isinstance(lstm, tlq.LSTM)
+    stream = tlq.Stream(lstm, case.shape.B)
     stream.reset(case.states)
     x = case.x[0]
     # the first call, whose output is judged, goes on from the case's states, each other one from where the last call ended
