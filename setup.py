@@ -1,6 +1,6 @@
 """The C++ extension: two libraries over torch's stable ABI, with no flag for an instruction set (kernels carry their own).
 
-``_C`` has the operators and needs no Python; ``_direct`` is a Python module that shares the compiled core with it.
+``_C`` has the operators and needs no Python; ``_direct`` is a Python module with a copy of the core of its own.
 """
 
 import os
@@ -37,6 +37,10 @@ def extension_arguments() -> dict[str, object]:
 
     class Build(BuildExtension):  # type: ignore[misc]
         """Links the core's objects, which ``_C`` compiles first, into ``_direct`` too."""
+
+        def build_extensions(self) -> None:
+            self.parallel = None  # one after the other
+            super().build_extensions()
 
         def build_extension(self, ext: Extension) -> None:
             if ext.name == "torch_lstm_quant._direct":

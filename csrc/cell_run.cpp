@@ -95,7 +95,7 @@ void CellRun::load_operands(int64_t step, int64_t count) const {
 
 bool CellRun::projects_ahead() const {
   const Projection &input = bound.cell.input, &hidden = bound.cell.hidden;
-  if (!plan.ahead || plan.chunk_steps != kAheadRows || rows != 1 || !kernels.projects_ahead) return false;
+  if (!plan.ahead || plan.group_blocks < bound.cell.blocks || !kernels.projects_ahead) return false;
   if (input.sums != Sums::kInt8 || hidden.sums != Sums::kInt8) return false;
   // a shallow input is projected fast anyway, a deep one takes longer than reading the hidden weights
   return 2 * input.depth >= hidden.depth && input.depth <= hidden.depth;

@@ -22,7 +22,7 @@ constexpr const char* kStreamName = "torch_lstm_quant.stream";
 
 // What a blob is opened with.
 struct Bound {
-  Reference packed;  // keeps the blob's memory
+  Reference packed;  // keeps the blob, unless its storage is given other memory: then it must be bound anew
   const dlpack::ExchangeApi& api;
 };
 

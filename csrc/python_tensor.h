@@ -50,8 +50,7 @@ class PyTensor {
     }
     const int last = tensor_.ndim - 1;
     return (last == 1 || last == 2) && tensor_.device_type == dlpack::kCpu && tensor_.dtype_code == dlpack::kFloat &&
-           tensor_.dtype_bits == 32 && tensor_.dtype_lanes == 1 &&
-           (tensor_.shape[last] == 1 || tensor_.strides[last] == 1);
+           tensor_.dtype_bits == 32 && tensor_.dtype_lanes == 1 && tensor_.strides[last] == 1 && has_memory();
   }
 
   bool is_chunk() const { return tensor_.ndim == 3; }
@@ -79,6 +78,15 @@ class PyTensor {
   }
 
  private:
+  // Not so of zeros that torch has not written down yet.
+  bool has_memory() const {
+    if (tensor_.data != nullptr) return true;
+    for (int i = 0; i < tensor_.ndim; ++i) {
+      if (tensor_.shape[i] == 0) return true;
+    }
+    return false;
+  }
+
   dlpack::Tensor tensor_;
 };
 

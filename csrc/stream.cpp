@@ -34,7 +34,8 @@ Stream::Stream(const void* packed, size_t bytes, const CheckedKernels& checked, 
 
 void Stream::divide(int64_t steps, int threads) {
   if (buffers_.has_value() && steps == steps_ && threads == threads_) return;
-  buffers_.emplace(sizes(), stack_.cells(), make_plan(sizes(), steps, rows_, threads), &states_);
+  // the old ones stay where there is no memory for new ones
+  buffers_ = Buffers(sizes(), stack_.cells(), make_plan(sizes(), steps, rows_, threads), &states_);
   steps_ = steps;
   threads_ = threads;
 }

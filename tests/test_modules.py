@@ -261,6 +261,7 @@ def traced_nodes(module: tlq.LSTM, x: Tensor) -> list[str]:
     return [str(node.target) for node in make_fx(module, tracing_mode="real")(x).graph.nodes]
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
 def test_whoever_watches_sees_the_operator() -> None:
     module, x = fused(), torch.randn(T, B, I)
     with Watcher() as watcher:
@@ -291,6 +292,14 @@ def test_calls_around_the_dispatcher_are_those_through_it(batch_first: bool, wit
         assert one.is_inference() == inference
         assert not one.requires_grad
     assert h_n.untyped_storage().nbytes() == h_n.numel() * 4
+
+
+def test_plain_calls_go_around_the_dispatcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ops, "lstm", None)
+    fused()(torch.randn(T, B, I))
+    fused(batch_first=True)(torch.randn(B, T, I), states())
+    with torch.inference_mode():
+        fused()(torch.randn(T, B, I), states())
 
 
 def test_a_called_module_can_be_copied_pickled_and_loaded() -> None:

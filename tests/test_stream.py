@@ -70,6 +70,70 @@ def test_sizes_at_which_threads_and_python_threads_come_in(shape: tuple[int, int
     assert equal(stream.state()[1], c_n)
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_chunks_long_enough_to_project_ahead(threads: int) -> None:
+    module = fused(2, size=(256, 256))
+    torch.set_num_threads(threads)
+    x = torch.randn(122, 1, 256)
+    want = reference.lstm(module.cells(), x, None, None)[0]
+    stream = tlq.Stream(module)
+    assert equal(torch.cat([stream(chunk) for chunk in x.split([40, 1, 33, 48])]), want)
+    assert equal(module(x)[0], want)
+
+
+def test_plain_calls_are_not_unusual(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = tlq.Stream(fused(), B)
+    monkeypatch.setattr(stream, "_run_unusual", None)
+    stream(torch.randn(3, B, I))
+    stream(torch.randn(B, I), torch.empty(B, H))
+    stream(torch.randn(B, 3, I).transpose(0, 1))
+
+
+def test_negated_views_and_unwritten_zeros() -> None:
+    module = fused(size=(1, H))
+    z = torch.randn(4, B, dtype=torch.complex64).conj()
+    x = z.imag.unsqueeze(-1)
+    assert x.is_neg()
+    want = module(x.clone())[0]
+    assert equal(tlq.Stream(module, B)(x), want)
+    assert equal(module(x)[0], want)
+    zeros = torch._efficientzerotensor((4, B, 1))
+    assert equal(tlq.Stream(module, B)(zeros), module(torch.zeros(4, B, 1))[0])
+    stream, hx = tlq.Stream(module, B), torch.randn(1, B, H)
+    stream.reset((torch._neg_view(hx), hx))
+    assert equal(stream.state()[0], -hx)
+    with pytest.raises(ValueError, match="no negated view"):
+        stream(torch.randn(B, 1), torch._neg_view(torch.empty(B, H)))
+
+
+def test_wrapped_tensors_are_refused() -> None:
+    stream = tlq.Stream(fused(), B)
+    with pytest.raises(TypeError, match="x must be a tensor with memory of its own"):
+        torch.vmap(stream)(torch.randn(3, B, I))
+
+
+def test_state_does_not_depend_on_default_dtype_or_device() -> None:
+    stream = tlq.Stream(fused(), B)
+    stream(torch.randn(B, I))
+    want = stream.state()[0]
+    try:
+        torch.set_default_dtype(torch.float64)
+        with torch.device("meta"):
+            assert equal(stream.state()[0], want)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_weights_moved_to_shared_memory() -> None:
+    module, x = fused(), torch.randn(5, B, I)
+    stream, want = tlq.Stream(module, B), module(x)[0]
+    module.share_memory()
+    heap = [torch.full_like(module.packed(), 255) for _ in range(50)]  # over what was freed
+    assert equal(module(x)[0], want)
+    assert equal(stream(x), want)
+    assert heap
+
+
 def test_a_state_moves_to_another_stream() -> None:
     module, x = fused(2), torch.randn(8, B, I)
     one, other = tlq.Stream(module, B), tlq.Stream(module, B)

@@ -47,7 +47,7 @@ class LSTM(nn.Module):
         self.bias = any(bool(b.any()) for cells in layers for cell in cells for b in (cell.bias_ih, cell.bias_hh))
         self._shape = Shape.of(self)
         self._limits: dict[str, tuple[int, int]] = {}
-        self._bound: tuple[int, object] | None = None
+        self._bound: tuple[tuple[int, int], object] | None = None
         for suffix, cell in zip(self._suffixes(), (cell for cells in layers for cell in cells), strict=True):
             self._register(suffix, cell)
         self.register_buffer("_packed", ops.pack(self.cells()), persistent=False)
@@ -92,7 +92,7 @@ class LSTM(nn.Module):
         if any(cell.ogate_cy is None for cell in cells):
             raise ValueError("integer output needs a grid for part ogate_cy of every cell, got float32")
         c_dtypes = INTEGERS if all(cell.cx for cell in cells) else (torch.float32,)
-        x, h0, c0 = self._shape.unpack(input, hx, INTEGERS, c_dtypes, self._packed.device)
+        x, h0, c0 = self._shape.unpack(input, hx, INTEGERS, c_dtypes, self.packed().device)
         h_dtype = _common_dtype([cell.ogate_cy for cell in cells])
         c_dtype = _common_dtype([cell.fgate_cx_igate_cgate for cell in cells])
         return self._shape.repack(input.dim(), *self._run(x, h0, c0, h_dtype, c_dtype))
@@ -116,7 +116,7 @@ class LSTM(nn.Module):
         words = [f"{self.input_size}, {self.hidden_size}"]
         defaults = {"num_layers": 1, "bidirectional": False, "batch_first": False, "dropout": 0.0}
         words += [f"{name}={getattr(self, name)}" for name, default in defaults.items() if getattr(self, name) != default]
-        if self._packed.is_meta:
+        if self.packed().is_meta:
             return ", ".join(words)
         qparams = self.cells()[0][0].qparams
         parts = ("x", "ogate_cy", "fgate_cx_igate_cgate")
@@ -140,11 +140,11 @@ class LSTM(nn.Module):
 
     def _run_direct(self, input: object, hx: object) -> tuple[Tensor, States] | None:
         """The plainest calls, around torch's dispatcher, which takes longer than a small step. None: it is another call."""
-        if self.training or type(input) is not Tensor or input.dim() != 3 or not _nobody_watches():
+        if self.training or type(input) is not Tensor or input.dim() != 3 or input.is_neg() or not _nobody_watches():
             return None
         h0 = c0 = None
         if hx is not None:
-            if type(hx) is not tuple or len(hx) != 2 or any(type(state) is not Tensor for state in hx):
+            if type(hx) is not tuple or len(hx) != 2 or any(type(s) is not Tensor or s.is_neg() for s in hx):
                 return None
             h0, c0 = hx
         x = input.transpose(0, 1) if self.batch_first else input
@@ -155,10 +155,12 @@ class LSTM(nn.Module):
     def _bound_layers(self) -> object | None:
         """The packed cells as ``_direct`` takes them; None where they are not on the CPU."""
         packed = self.packed()
-        if self._bound is None or self._bound[0] != id(packed):
+        # share_memory_() gives the same tensor other memory
+        place = id(packed), packed.data_ptr() if packed.is_cpu else 0
+        if self._bound is None or self._bound[0] != place:
             if not packed.is_cpu:
                 return None
-            self._bound = id(packed), ops.bind(_direct.bind_layers, packed)  # which keeps packed, and so its id
+            self._bound = place, ops.bind(_direct.bind_layers, packed)
         return self._bound[1]
 
     def __getstate__(self) -> dict[str, Any]:

@@ -14,6 +14,8 @@ from torch_lstm_quant.cell import Cell
 from torch_lstm_quant.qparams import WeightQParams, pack_grids
 from torch_lstm_quant.tables import function_tables
 
+_ALIGNMENT = 64  # of what kernels read; torch's own allocations have it
+
 
 def _load_library() -> None:
     folder = Path(__file__).parent
@@ -95,7 +97,7 @@ def pack(layers: Sequence[Sequence[Cell]]) -> Tensor:
     return packed
 
 
-def bind(bind: Callable[..., object], packed: Tensor, *arguments: int) -> object:
+def bind(bind_function: Callable[..., object], packed: Tensor, *arguments: int) -> object:
     """What a ``bind_...`` function of ``_direct`` makes of the packed cells.
 
     Raises:
@@ -103,7 +105,9 @@ def bind(bind: Callable[..., object], packed: Tensor, *arguments: int) -> object
     """
     if packed.device.type != "cpu":
         raise ValueError(f"needs an LSTM on the CPU, got one on {packed.device}: load its state first")
-    return bind(packed, packed.data_ptr(), packed.numel(), torch.Tensor.__dlpack_c_exchange_api__, *arguments)
+    if not packed.is_contiguous() or packed.data_ptr() % _ALIGNMENT != 0:
+        packed = packed.clone()
+    return bind_function(packed, packed.data_ptr(), packed.numel(), torch.Tensor.__dlpack_c_exchange_api__, *arguments)
 
 
 def _field(grid: WeightQParams | None, name: str, dtype: torch.dtype) -> Tensor:

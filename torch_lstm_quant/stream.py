@@ -25,8 +25,8 @@ class Stream:
     autograd, ``torch.compile`` or torch's profiler.
 
     Args:
-        module: a fused LSTM of one direction. Its weights are used where they are; a stream does not follow a state dict
-            that the module loads later.
+        module: a fused LSTM of one direction. The stream has a copy of its packed weights, and does not follow a state
+            dict that the module loads later.
         batch_size: number of rows, each a sequence of its own.
 
     Raises:
@@ -55,7 +55,8 @@ class Stream:
         self.hidden_size = module.hidden_size
         self.num_layers = module.num_layers
         self.batch_size = batch_size
-        self._bound = ops.bind(_direct.bind_stream, module.packed(), batch_size)
+        # a copy, as share_memory_() would take the memory away
+        self._bound = ops.bind(_direct.bind_stream, module.packed().clone(), batch_size)
         self._run = functools.partial(_direct.run_stream, self._bound)
 
     def __call__(self, x: Tensor, out: Tensor | None = None) -> Tensor:
@@ -73,7 +74,7 @@ class Stream:
             ValueError: another shape; an ``out`` that is not contiguous or overlaps ``x``.
             RuntimeError: the stream is being used by another thread.
         """
-        y: Tensor | None = self._run(x, out)
+        y: Tensor | None = None if _is_negated(x) or _is_negated(out) else self._run(x, out)
         return self._run_unusual(x, out) if y is None else y
 
     def reset(self, hx: States | None = None) -> None:
@@ -97,7 +98,7 @@ class Stream:
             check_tensor(name, state, _FLOAT32, CPU)
             if list(state.shape) != needed:
                 raise ValueError(f"{name} must be {needed} (num_layers, batch_size, hidden_size), got {list(state.shape)}")
-        h0, c0 = (state.contiguous() for state in hx)
+        h0, c0 = (state.clone(memory_format=torch.contiguous_format) for state in hx)
         _direct.reset_stream(self._bound, h0.data_ptr(), c0.data_ptr())
 
     def state(self) -> States:
@@ -105,7 +106,8 @@ class Stream:
 
         Another stream of the same module that is ``reset`` to them goes on as this one would.
         """
-        h_n, c_n = (torch.empty(self.num_layers, self.batch_size, self.hidden_size) for _ in range(2))
+        shape = self.num_layers, self.batch_size, self.hidden_size
+        h_n, c_n = (torch.empty(shape, dtype=torch.float32, device=CPU) for _ in range(2))
         _direct.copy_state(self._bound, h_n.data_ptr(), c_n.data_ptr())
         return h_n, c_n
 
@@ -125,9 +127,18 @@ class Stream:
             needed = [*x.shape[:-1], self.hidden_size]
             if list(out.shape) != needed:
                 raise ValueError(f"out must be {needed} for x {list(x.shape)}, got {list(out.shape)}")
-            if not out.is_contiguous():
-                raise ValueError(f"out must be contiguous, got strides {list(out.stride())}")
-        y: Tensor | None = self._run(x if x.stride(-1) == 1 else x.contiguous(), out)
-        if y is None:
+            if not out.is_contiguous() or _is_negated(out):
+                raise ValueError(f"out must be contiguous and no negated view, got strides {list(out.stride())}")
+        if x.stride(-1) != 1 or _is_negated(x) or x._is_zerotensor():
+            x = x.clone(memory_format=torch.contiguous_format)
+        y: Tensor | None = self._run(x, out)
+        if y is None and out is not None and x.numel() > 0:
             raise ValueError("out must not overlap x: leave it out, or pass another tensor")
+        if y is None:
+            raise TypeError("x must be a tensor with memory of its own, got one that a transform or a mode has wrapped")
         return y
+
+
+def _is_negated(value: object) -> bool:
+    """Whether it is a tensor whose memory holds the negative of its values."""
+    return isinstance(value, Tensor) and value.is_neg()

@@ -129,6 +129,7 @@ struct ProjectArgs {
 // have left them.
 constexpr int kAheadRows = 16;
 constexpr int kAheadParts = 16;
+static_assert(kAheadParts == kAheadRows, "each of the steps does a part");
 
 // One step of `rows` rows for the blocks [first_block, last_block), as Cell says. igates is laid out as project left it
 // for the same blocks; all other pointers are to block 0 of row 0. h and h_next never overlap. `descending` asks to
