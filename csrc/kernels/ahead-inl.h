@@ -86,7 +86,8 @@ __attribute__((noinline)) void sum_row_ahead(const BlockWeights& block, const ch
 #pragma GCC unroll 8
       for (int v = 0; v < kGates; ++v) sums[v] = Dot::add(sums[v], values, Dot::load_once(weights + v * kVectorBytes));
 #pragma GCC unroll 8
-      for (int r = s * kRows / kHalves; r < (s + 1) * kRows / kHalves; ++r) {
+      for (int i = 0; i < kRows / kHalves; ++i) {
+        const int r = s * (kRows / kHalves) + i;
         ahead_sums[r] = Dot::add(ahead_sums[r], Dot::operand(ahead_operand + r * stride), ahead_column_weights);
       }
       weights += kWeightBytes;
