@@ -302,6 +302,12 @@ def test_plain_calls_go_around_the_dispatcher(monkeypatch: pytest.MonkeyPatch) -
         fused()(torch.randn(T, B, I), states())
 
 
+def test_functionalized_and_unwritten_tensors() -> None:
+    module, x = fused(), torch.randn(T, B, I)
+    assert torch.equal(torch.func.functionalize(lambda t: module(t)[0])(x), module(x)[0])
+    assert torch.equal(module(torch._efficientzerotensor((T, B, I)))[0], module(torch.zeros(T, B, I))[0])
+
+
 def test_a_called_module_can_be_copied_pickled_and_loaded() -> None:
     module, x = fused(), torch.randn(T, B, I)
     want = module(x)[0]

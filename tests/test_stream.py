@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_cells import PRESETS, Dice, random_input, random_layers
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import torch_lstm_quant as tlq
 from torch_lstm_quant import reference
@@ -108,7 +109,15 @@ def test_negated_views_and_unwritten_zeros() -> None:
 
 def test_wrapped_tensors_are_refused() -> None:
     stream = tlq.Stream(fused(), B)
-    with pytest.raises(TypeError, match="x must be a tensor with memory of its own"):
+    with FakeTensorMode():
+        fake, fake_state = torch.zeros(B, I), torch.zeros(1, B, H)
+    with pytest.raises(TypeError, match="memory of"):
+        stream(fake)
+    with pytest.raises(TypeError, match="memory of"):
+        stream.reset((fake_state, fake_state))
+    with pytest.raises(TypeError, match="memory of"):
+        stream(torch.zeros(B, I), fake_state[0])
+    with pytest.raises(TypeError, match="x must have memory of its own"):
         torch.vmap(stream)(torch.randn(3, B, I))
 
 

@@ -34,6 +34,7 @@ class LSTM(nn.Module):
     __constants__ = ("input_size", "hidden_size", "num_layers", "bidirectional", "batch_first")
     proj_size = 0
     _packed: Tensor
+    _bound: tuple[tuple[int, int], object] | None = None
 
     def __init__(self, layers: Sequence[Sequence[Cell]], *, batch_first: bool = False, dropout: float = 0.0) -> None:
         super().__init__()
@@ -47,7 +48,6 @@ class LSTM(nn.Module):
         self.bias = any(bool(b.any()) for cells in layers for cell in cells for b in (cell.bias_ih, cell.bias_hh))
         self._shape = Shape.of(self)
         self._limits: dict[str, tuple[int, int]] = {}
-        self._bound: tuple[tuple[int, int], object] | None = None
         for suffix, cell in zip(self._suffixes(), (cell for cells in layers for cell in cells), strict=True):
             self._register(suffix, cell)
         self.register_buffer("_packed", ops.pack(self.cells()), persistent=False)

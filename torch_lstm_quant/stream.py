@@ -22,7 +22,7 @@ class Stream:
 
     It gives the same values, bit for bit, as the module gives for the whole sequence, however the sequence is divided into
     calls. A call goes around torch's dispatcher, so that a step costs little more than its arithmetic; it is not seen by
-    autograd, ``torch.compile`` or torch's profiler.
+    autograd, compilers, tracers or torch's profiler.
 
     Args:
         module: a fused LSTM of one direction. The stream has a copy of its packed weights, and does not follow a state
@@ -65,6 +65,7 @@ class Stream:
         Args:
             x: float32 ``[batch_size, input_size]``, one step, or ``[T, batch_size, input_size]``, a chunk.
             out: where to write what is returned, float32 and contiguous, without overlap with ``x``; None: a new tensor.
+                Autograd does not see the writing, so it should not be a tensor that a backward pass still needs.
 
         Returns:
             float32 ``[batch_size, hidden_size]`` or ``[T, batch_size, hidden_size]``.
@@ -99,6 +100,8 @@ class Stream:
             if list(state.shape) != needed:
                 raise ValueError(f"{name} must be {needed} (num_layers, batch_size, hidden_size), got {list(state.shape)}")
         h0, c0 = (state.clone(memory_format=torch.contiguous_format) for state in hx)
+        if not _has_memory(h0) or not _has_memory(c0):
+            raise TypeError("h_0 and c_0 must have memory of their own, got tensors that a transform or a mode has wrapped")
         _direct.reset_stream(self._bound, h0.data_ptr(), c0.data_ptr())
 
     def state(self) -> States:
@@ -132,13 +135,21 @@ class Stream:
         if x.stride(-1) != 1 or _is_negated(x) or x._is_zerotensor():
             x = x.clone(memory_format=torch.contiguous_format)
         y: Tensor | None = self._run(x, out)
-        if y is None and out is not None and x.numel() > 0:
-            raise ValueError("out must not overlap x: leave it out, or pass another tensor")
-        if y is None:
-            raise TypeError("x must be a tensor with memory of its own, got one that a transform or a mode has wrapped")
-        return y
+        if y is not None:
+            return y
+        for name, value in (("x", x), ("out", out)):
+            if value is not None and not _has_memory(value):
+                raise TypeError(f"{name} must have memory of its own, got a tensor that a transform or a mode has wrapped")
+        raise ValueError("out must not overlap x: leave it out, or pass another tensor")
 
 
 def _is_negated(value: object) -> bool:
     """Whether it is a tensor whose memory holds the negative of its values."""
     return isinstance(value, Tensor) and value.is_neg()
+
+
+def _has_memory(value: Tensor) -> bool:
+    try:
+        return value.numel() == 0 or value.data_ptr() != 0
+    except RuntimeError:  # torch's way to say that it has none
+        return False
