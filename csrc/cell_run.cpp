@@ -37,15 +37,15 @@ Workspace Workspace::take(Arena& arena, const Sizes& sizes, const Plan& plan) {
   return workspace;
 }
 
-size_t CellRun::Share::units(const Cell& cell) const {
+size_t Share::units(const Cell& cell) const {
   const size_t end = std::min<size_t>(static_cast<size_t>(last_block) * kUnits, cell.hidden_size);
   return end - std::min(end, first_unit());
 }
 
-CellRun::Share CellRun::share() const {
+Share CellRun::share() const {
   const int32_t blocks = bound.cell.blocks;
   if (!crew.broken_up()) return {blocks * member / members, blocks * (member + 1) / members, members};
-  return member == 0 ? Share{0, blocks, 1} : Share{0, 0, 0};
+  return member == 0 ? Share::all(bound.cell) : Share{0, 0, 0};
 }
 
 size_t CellRun::operand_stride() const {
@@ -57,28 +57,35 @@ char* CellRun::output_row(int64_t step, size_t row) const {
   return static_cast<char*>(output.data) + position(step) * output.step_bytes + row * output.row_bytes;
 }
 
-void CellRun::load_states(const void* hx, DType hx_dtype, const void* cx, DType cx_dtype) const {
-  const Share mine = share();
-  if (mine.members == 0) return;
+void CellState::load(const Kernels& kernels, const BoundCell& bound, const Share& share, size_t rows,
+                     const FirstStates& first) const {
   const Cell& cell = bound.cell;
-  const size_t units = mine.units(cell), padded = static_cast<size_t>(mine.blocks()) * kUnits;
+  const size_t units = share.units(cell), padded = static_cast<size_t>(share.blocks()) * kUnits;
   const size_t item = operand_item_bytes(cell.hidden.sums);
-  float* zeros = workspace.output;
-  std::memset(zeros, 0, units * sizeof(float));
-  const auto values = [&](const void* data, DType dtype, size_t row) -> const void* {
-    if (data == nullptr) return zeros;
-    return static_cast<const char*>(data) + (row * cell.hidden_size + mine.first_unit()) * item_bytes(dtype);
+  const auto values = [&](const void* data, DType dtype, size_t row) {
+    return static_cast<const char*>(data) + (row * cell.hidden_size + share.first_unit()) * item_bytes(dtype);
   };
   for (size_t row = 0; row < rows && units > 0; ++row) {
-    char* h = state.h[0] + row * state.h_stride + mine.first_unit() * item;
-    float* c = state.c + row * state.c_stride + mine.first_unit();
+    char* row_h = h[0] + row * h_stride + share.first_unit() * item;
+    float* row_c = c + row * c_stride + share.first_unit();
     // what pads the last block must be initialized too
-    std::memset(h, 0, padded * item);
-    std::memset(c, 0, padded * sizeof(float));
-    to_operand(kernels, cell.hidden.sums, cell.hx, values(hx, hx_dtype, row), hx_dtype, units, h);
-    to_floats(bound.cx, values(cx, cx_dtype, row), cx_dtype, units, c);
-    if (!cell.cx.present()) put_on_grid(bound.cx, units, c);
+    std::memset(row_h, 0, padded * item);
+    std::memset(row_c, 0, padded * sizeof(float));
+    if (first.hx != nullptr) {
+      const void* hx = values(first.hx, first.hx_dtype, row);
+      to_operand(kernels, cell.hidden.sums, cell.hx, hx, first.hx_dtype, units, row_h);
+    } else {  // zeros of c make those of h
+      to_operand(kernels, cell.hidden.sums, cell.hx, row_c, DType::kFloat32, units, row_h);
+    }
+    if (first.cx != nullptr) to_floats(bound.cx, values(first.cx, first.cx_dtype, row), first.cx_dtype, units, row_c);
+    if (!cell.cx.present()) put_on_grid(bound.cx, units, row_c);
   }
+}
+
+void CellRun::load_states(const FirstStates& first) const {
+  const Share mine = share();
+  if (mine.members == 0) return;
+  state.load(kernels, bound, mine, rows, first);
   crew.meet(mine.members);
 }
 

@@ -6,27 +6,35 @@
 
 #include "blob.h"
 #include "lstm.h"
+#include "memory.h"
 #include "plan.h"
 #include "team.h"
 
 namespace lstm_quant {
 
-// Gives out aligned parts of one allocation. Without a base it only counts what is needed.
-class Arena {
- public:
-  explicit Arena(char* base) : base_(base) {}
+// The blocks of units that a member of a crew works on, and how many it meets after a step. No members: the crew has
+// broken up and goes on without this one.
+struct Share {
+  int32_t first_block;
+  int32_t last_block;
+  int members;
 
-  template <class T>
-  T* take(size_t count) {
-    char* start = base_ == nullptr ? nullptr : base_ + used_;
-    used_ += round_up(count * sizeof(T), kAlign);
-    return reinterpret_cast<T*>(start);
+  static Share all(const Cell& cell) { return {0, cell.blocks, 1}; }
+  int32_t blocks() const { return last_block - first_block; }
+  size_t first_unit() const { return static_cast<size_t>(first_block) * kUnits; }
+  // Without those that only pad the last block.
+  size_t units(const Cell& cell) const;
+  bool operator==(const Share& other) const {
+    return first_block == other.first_block && last_block == other.last_block;
   }
-  size_t used() const { return used_; }
+};
 
- private:
-  char* base_;
-  size_t used_ = 0;
+// States that come in, rows contiguous; null: zeros.
+struct FirstStates {
+  const void* hx;
+  DType hx_dtype;
+  const void* cx;
+  DType cx_dtype;
 };
 
 // The state of a cell, shared by the threads that work on it. Step s reads h[s % 2] and writes the other.
@@ -37,6 +45,9 @@ struct CellState {
   size_t c_stride;  // floats
 
   static CellState take(Arena& arena, const Cell& cell, int64_t rows);
+  // Of the share's units.
+  void load(const Kernels& kernels, const BoundCell& bound, const Share& share, size_t rows,
+            const FirstStates& first) const;
   // That of the rows from `row` on.
   CellState from_row(size_t row) const {
     return {{h[0] + row * h_stride, h[1] + row * h_stride}, h_stride, c + row * c_stride, c_stride};
@@ -77,29 +88,13 @@ struct CellRun {
   int member;
   int members;
 
-  // The first h and c; null: zeros. Rows are contiguous.
-  void load_states(const void* hx, DType hx_dtype, const void* cx, DType cx_dtype) const;
+  void load_states(const FirstStates& first) const;
   void run() const;
   // The last h and c, after the last run().
   void store_h(void* h_n, DType dtype) const;
   void store_c(void* c_n, DType dtype) const;
 
  private:
-  // The blocks of units that a member works on, and how many it meets after a step. No members: the crew has broken up
-  // and goes on without this one.
-  struct Share {
-    int32_t first_block;
-    int32_t last_block;
-    int members;
-
-    int32_t blocks() const { return last_block - first_block; }
-    size_t first_unit() const { return static_cast<size_t>(first_block) * kUnits; }
-    // Without those that only pad the last block.
-    size_t units(const Cell& cell) const;
-    bool operator==(const Share& other) const {
-      return first_block == other.first_block && last_block == other.last_block;
-    }
-  };
   // A chunk of steps as a member goes through it.
   struct Chunk {
     Share share;

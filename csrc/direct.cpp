@@ -91,6 +91,13 @@ PyObject* guarded(const Body& body) {
   }
 }
 
+// False with a Python error.
+bool has_count(Py_ssize_t count, Py_ssize_t needed) {
+  if (count == needed) return true;
+  PyErr_Format(PyExc_TypeError, "needs %zd arguments, got %zd", needed, count);
+  return false;
+}
+
 // Of the args of a function that takes (packed, address, size, exchange_api, ...).
 struct Packed {
   const void* data;
@@ -99,10 +106,7 @@ struct Packed {
 
   // False with a Python error.
   bool open(PyObject* const* args, Py_ssize_t count, Py_ssize_t needed) {
-    if (count != needed) {
-      PyErr_Format(PyExc_TypeError, "needs %zd arguments, got %zd", needed, count);
-      return false;
-    }
+    if (!has_count(count, needed)) return false;
     data = PyLong_AsVoidPtr(args[1]);
     bytes = PyLong_AsSize_t(args[2]);
     api = static_cast<const dlpack::ExchangeApi*>(PyCapsule_GetPointer(args[3], dlpack::kCapsuleName));
@@ -127,9 +131,7 @@ PyObject* capsule_of(std::unique_ptr<T> bound, const char* name, PyCapsule_Destr
 
 template <class T>
 T* bound_in(PyObject* const* args, Py_ssize_t count, Py_ssize_t needed, const char* name) {
-  if (count == needed) return static_cast<T*>(PyCapsule_GetPointer(args[0], name));
-  PyErr_Format(PyExc_TypeError, "needs %zd arguments, got %zd", needed, count);
-  return nullptr;
+  return has_count(count, needed) ? static_cast<T*>(PyCapsule_GetPointer(args[0], name)) : nullptr;
 }
 
 // bind_layers(packed, address, size, exchange_api)
@@ -166,23 +168,20 @@ PyObject* lstm(PyObject*, PyObject* const* args, Py_ssize_t count) {
     states[i] = state.begin();
   }
   return guarded([&]() -> PyObject* {
-    const auto make = [&](int64_t first, int64_t last) {
-      return Reference(new_tensor(bound->api, {first, x.rows(), last}), true);
+    float *output_values, *h_values, *c_values;
+    const auto make = [&](int64_t first, int64_t last, float*& values) {
+      return Reference(new_tensor(bound->api, {first, x.rows(), last}, values), true);
     };
-    const Reference output = make(x.steps(), sizes.num_directions * sizes.hidden_size);
-    const Reference h_n = make(sizes.cells(), sizes.hidden_size), c_n = make(sizes.cells(), sizes.hidden_size);
-    PyTensor out[3];
+    const Reference output = make(x.steps(), sizes.num_directions * sizes.hidden_size, output_values);
+    const Reference h_n = make(sizes.cells(), sizes.hidden_size, h_values);
+    const Reference c_n = make(sizes.cells(), sizes.hidden_size, c_values);
     if (output.get() == nullptr || h_n.get() == nullptr || c_n.get() == nullptr) return nullptr;
-    if (!out[0].open(bound->api, output.get()) || !out[1].open(bound->api, h_n.get()) ||
-        !out[2].open(bound->api, c_n.get())) {
-      Py_RETURN_NONE;
-    }
     TorchParallel parallel;
     {
       const ReleasedGil released(sizes, x.steps(), x.rows());
       run_lstm(bound->blob, active_kernels(), parallel,
                {x.steps(), x.rows(), x.sequence(), states[0], DType::kFloat32, states[1], DType::kFloat32,
-                out[0].begin(), out[1].begin(), DType::kFloat32, out[2].begin(), DType::kFloat32});
+                output_values, h_values, DType::kFloat32, c_values, DType::kFloat32});
     }
     return PyTuple_Pack(3, output.get(), h_n.get(), c_n.get());
   });
@@ -220,45 +219,46 @@ PyObject* run_stream(PyObject*, PyObject* const* args, Py_ssize_t count) {
   PyTensor x, out;
   if (!x.open(bound->api, args[1], rows, stream.sizes().input_size)) Py_RETURN_NONE;
   return guarded([&]() -> PyObject* {
-    const auto make = [&] {
-      return x.is_chunk() ? new_tensor(bound->api, {x.steps(), rows, columns})
-                          : new_tensor(bound->api, {rows, columns});
-    };
-    const bool is_new = args[2] == Py_None;
-    Reference result(is_new ? make() : args[2], is_new);
-    if (result.get() == nullptr) return nullptr;
-    if (!out.open(bound->api, result.get(), rows, columns) || !goes_with(out, x)) Py_RETURN_NONE;
+    float* values = nullptr;
+    Reference result(args[2]);
+    if (args[2] != Py_None) {
+      if (!out.open(bound->api, args[2], rows, columns) || !goes_with(out, x)) Py_RETURN_NONE;
+      values = reinterpret_cast<float*>(out.begin());
+    } else {
+      result.take(x.is_chunk() ? new_tensor(bound->api, {x.steps(), rows, columns}, values)
+                               : new_tensor(bound->api, {rows, columns}, values));
+      if (result.get() == nullptr) return nullptr;
+    }
     TorchParallel parallel;
     {
       const ReleasedGil released(stream.sizes(), x.steps(), rows);
-      stream.run(parallel, x.steps(), x.sequence(), reinterpret_cast<float*>(out.begin()));
+      stream.run(parallel, x.steps(), x.sequence(), values);
     }
     return result.release();
   });
 }
 
-// reset_stream(stream, address of hx or 0, address of cx or 0)
-PyObject* reset_stream(PyObject*, PyObject* const* args, Py_ssize_t count) {
+// Does `action` on a stream and two addresses of its states.
+template <class Action>
+PyObject* with_states(PyObject* const* args, Py_ssize_t count, const Action& action) {
   auto* bound = bound_in<BoundStream>(args, count, 3, kStreamName);
   if (bound == nullptr) return nullptr;
-  const auto* hx = static_cast<const float*>(PyLong_AsVoidPtr(args[1]));
-  const auto* cx = static_cast<const float*>(PyLong_AsVoidPtr(args[2]));
+  auto* h = static_cast<float*>(PyLong_AsVoidPtr(args[1]));
+  auto* c = static_cast<float*>(PyLong_AsVoidPtr(args[2]));
   const Use use(*bound);
   if (!use.mine() || PyErr_Occurred() != nullptr) return nullptr;
-  bound->stream.reset(hx, cx);
+  action(bound->stream, h, c);
   Py_RETURN_NONE;
+}
+
+// reset_stream(stream, address of hx or 0, address of cx or 0)
+PyObject* reset_stream(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  return with_states(args, count, [](Stream& stream, const float* hx, const float* cx) { stream.reset(hx, cx); });
 }
 
 // copy_state(stream, address of h_n, address of c_n)
 PyObject* copy_state(PyObject*, PyObject* const* args, Py_ssize_t count) {
-  auto* bound = bound_in<BoundStream>(args, count, 3, kStreamName);
-  if (bound == nullptr) return nullptr;
-  auto* h_n = static_cast<float*>(PyLong_AsVoidPtr(args[1]));
-  auto* c_n = static_cast<float*>(PyLong_AsVoidPtr(args[2]));
-  const Use use(*bound);
-  if (!use.mine() || PyErr_Occurred() != nullptr) return nullptr;
-  bound->stream.copy_state(h_n, c_n);
-  Py_RETURN_NONE;
+  return with_states(args, count, [](Stream& stream, float* h_n, float* c_n) { stream.copy_state(h_n, c_n); });
 }
 
 template <PyObject* (*kFunction)(PyObject*, PyObject* const*, Py_ssize_t)>

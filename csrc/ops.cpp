@@ -1,5 +1,5 @@
-// The operators as torch sees them: schemas, checks, allocation. The only file that includes torch, through its stable
-// ABI, so that one build serves every torch from 2.10 on.
+// The operators as torch sees them: schemas, checks, allocation. Beside torch_parallel.h the only file that includes
+// torch, through its stable ABI, so that one build serves every torch from 2.10 on.
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>

@@ -17,7 +17,7 @@ struct Plan {
   int32_t group_blocks;                // blocks for which input projection and step follow each other
   int64_t layer_steps;                 // steps that a layer does before the next layer takes them
   bool zigzag;                         // walk the blocks backwards on odd steps
-  bool ahead;                          // project a single row's next chunk beside the steps of this one
+  bool ahead;                          // project a single row's next chunk beside the steps of this one, of kAheadRows
   std::chrono::microseconds patience;  // how long to wait for the other threads before going on without them
 };
 

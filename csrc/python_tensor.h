@@ -12,7 +12,7 @@
 
 #include "dlpack.h"
 #include "lstm.h"
-#include "stack.h"
+#include "memory.h"
 
 namespace lstm_quant {
 
@@ -27,6 +27,8 @@ class Reference {
   Reference& operator=(const Reference&) = delete;
 
   PyObject* get() const { return object_; }
+  // The caller's reference becomes this one.
+  void take(PyObject* object) { Py_XDECREF(std::exchange(object_, object)); }
   PyObject* release() { return std::exchange(object_, nullptr); }
 
  private:
@@ -90,8 +92,9 @@ class PyTensor {
   dlpack::Tensor tensor_;
 };
 
-// A new contiguous float32 tensor and its memory, in one allocation; null with a Python error. Throws std::bad_alloc.
-inline PyObject* new_tensor(const dlpack::ExchangeApi& api, std::initializer_list<int64_t> shape) {
+// A new contiguous float32 tensor and its memory, in one allocation, and where its values are; null with a Python
+// error. Throws std::bad_alloc.
+inline PyObject* new_tensor(const dlpack::ExchangeApi& api, std::initializer_list<int64_t> shape, float*& values) {
   struct Memory {
     dlpack::ManagedTensor managed;
     int64_t shape[3];
@@ -119,6 +122,7 @@ inline PyObject* new_tensor(const dlpack::ExchangeApi& api, std::initializer_lis
     give_back(&memory->managed);
     return nullptr;
   }
+  values = memory->values;
   return static_cast<PyObject*>(object);
 }
 

@@ -113,7 +113,7 @@ void TileRun::run_layer(const Tile& tile, const Workspace& workspace, int64_t fi
     };
     const auto to = [&](void* data, DType dtype) { return static_cast<char*>(data) + first_item * item_bytes(dtype); };
     if (first_step == 0 && buffers_.kept == nullptr)
-      run.load_states(from(call_.hx, call_.hx_dtype), call_.hx_dtype, from(call_.cx, call_.cx_dtype), call_.cx_dtype);
+      run.load_states({from(call_.hx, call_.hx_dtype), call_.hx_dtype, from(call_.cx, call_.cx_dtype), call_.cx_dtype});
     run.run();
     if (first_step + run.steps == call_.steps) {
       run.store_h(to(call_.h_n, call_.h_dtype), call_.h_dtype);
@@ -134,16 +134,11 @@ void TileRun::run(const Tile& tile, const Workspace& workspace, int64_t first_ro
 
 }  // namespace
 
-AlignedMemory allocate(size_t bytes) {
-  return AlignedMemory(static_cast<char*>(::operator new(bytes, std::align_val_t{kAlign})));
-}
-
 Buffers::Buffers(const Sizes& sizes, const std::vector<BoundCell>& cells, const Plan& plan_,
                  const std::vector<CellState>* kept_)
     : plan(plan_), kept(kept_), tiles(plan.by_rows ? plan.slots : 1), workspaces(plan.slots) {
   const size_t between_bytes = plan.layer_steps * plan.tile_rows * layer_bytes(sizes, DType::kFloat32);
-  const auto lay_out = [&](char* base) {
-    Arena arena(base);
+  memory_ = allocate_for([&](Arena& arena) {
     for (Tile& tile : tiles) {
       tile.states.clear();
       if (kept == nullptr) {
@@ -155,10 +150,7 @@ Buffers::Buffers(const Sizes& sizes, const std::vector<BoundCell>& cells, const 
       }
     }
     for (Workspace& workspace : workspaces) workspace = Workspace::take(arena, sizes, plan);
-    return arena.used();
-  };
-  memory_ = allocate(lay_out(nullptr));
-  lay_out(memory_.get());
+  });
 }
 
 Stack::Stack(const Blob& blob, const CheckedKernels& checked) : sizes_(blob.sizes()), kernels_(checked.kernels) {

@@ -3,23 +3,15 @@
 #pragma once
 
 #include <cstdint>
-#include <memory>
-#include <new>
 #include <vector>
 
 #include "cell_run.h"
 #include "dispatch.h"
 #include "lstm.h"
+#include "memory.h"
 #include "plan.h"
 
 namespace lstm_quant {
-
-struct AlignedDelete {
-  void operator()(char* memory) const { ::operator delete(memory, std::align_val_t{kAlign}); }
-};
-using AlignedMemory = std::unique_ptr<char, AlignedDelete>;
-
-AlignedMemory allocate(size_t bytes);
 
 // What the threads that share a tile of rows share.
 struct Tile {

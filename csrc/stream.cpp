@@ -9,7 +9,6 @@
 #include "cell_run.h"
 #include "ieee_scope.h"
 #include "plan.h"
-#include "team.h"
 
 namespace lstm_quant {
 
@@ -19,16 +18,11 @@ Stream::Stream(const void* packed, size_t bytes, const CheckedKernels& checked, 
   if (rows < 1 || rows > kMaxSize) {
     throw std::runtime_error("a stream has 1 to " + std::to_string(kMaxSize) + " rows, got " + std::to_string(rows));
   }
-  const auto lay_out = [&](char* base) {
-    Arena arena(base);
+  memory_ = allocate_for([&](Arena& arena) {
     states_.clear();
     for (const BoundCell& bound : stack_.cells()) states_.push_back(CellState::take(arena, bound.cell, rows));
-    return arena.used();
-  };
-  memory_ = allocate(lay_out(nullptr));
-  lay_out(memory_.get());
+  });
   h_.resize(sizes().cells() * rows * sizes().hidden_size);
-  divide(1, 1);
   reset(nullptr, nullptr);
 }
 
@@ -44,23 +38,10 @@ void Stream::reset(const float* hx, const float* cx) {
   const IeeeScope ieee;
   const size_t items = rows_ * sizes().hidden_size;
   for (size_t i = 0; i < states_.size(); ++i) {
-    Crew alone;
-    const CellRun run{stack_.cells()[i],
-                      kernels_,
-                      buffers_->plan,
-                      static_cast<size_t>(rows_),
-                      0,
-                      0,
-                      false,
-                      {},
-                      {},
-                      states_[i],
-                      buffers_->workspaces[0],
-                      alone,
-                      0,
-                      1};
-    run.load_states(hx == nullptr ? nullptr : hx + i * items, DType::kFloat32, cx == nullptr ? nullptr : cx + i * items,
-                    DType::kFloat32);
+    const BoundCell& bound = stack_.cells()[i];
+    const auto from = [&](const float* data) { return data == nullptr ? nullptr : data + i * items; };
+    states_[i].load(kernels_, bound, Share::all(bound.cell), rows_,
+                    {from(hx), DType::kFloat32, from(cx), DType::kFloat32});
   }
   if (hx == nullptr) {
     std::fill(h_.begin(), h_.end(), 0.0f);

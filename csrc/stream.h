@@ -8,6 +8,7 @@
 #include "blob.h"
 #include "dispatch.h"
 #include "lstm.h"
+#include "memory.h"
 #include "parallel.h"
 #include "stack.h"
 

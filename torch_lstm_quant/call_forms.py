@@ -61,11 +61,9 @@ class Shape:
             raise ValueError(f"the sequence must have at least one step, as in nn.LSTM, got input {list(input.shape)}")
         if hx is None:
             return x, None, None
-        if not isinstance(hx, (tuple, list)) or len(hx) != 2:
-            got = f"{len(hx)} values" if isinstance(hx, (tuple, list)) else type(hx).__name__
-            raise TypeError(f"hx must be None or a tuple (h_0, c_0), got {got}")
-        h0 = self._state("h_0", hx[0], input, x.shape[1], dtypes)
-        return x, h0, self._state("c_0", hx[1], input, x.shape[1], c_dtypes or dtypes)
+        h, c = split_states(hx)
+        h0 = self._state("h_0", h, input, x.shape[1], dtypes)
+        return x, h0, self._state("c_0", c, input, x.shape[1], c_dtypes or dtypes)
 
     def _state(self, name: str, state: object, input: Tensor, batch: int, dtypes: Sequence[torch.dtype]) -> Tensor:
         check_tensor(name, state, dtypes, input.device)
@@ -82,6 +80,14 @@ class Shape:
         if input_dim == 2:
             return output.squeeze(1), (h_n.squeeze(1), c_n.squeeze(1))
         return output.transpose(0, 1) if self.batch_first else output, (h_n, c_n)
+
+
+def split_states(hx: object) -> tuple[object, object]:
+    """``h_0`` and ``c_0``; a TypeError unless there are two."""
+    if not isinstance(hx, (tuple, list)) or len(hx) != 2:
+        got = f"{len(hx)} values" if isinstance(hx, (tuple, list)) else type(hx).__name__
+        raise TypeError(f"hx must be None or a tuple (h_0, c_0), got {got}")
+    return hx[0], hx[1]
 
 
 def check_tensor(name: str, value: object, dtypes: Sequence[torch.dtype], device: torch.device) -> None:

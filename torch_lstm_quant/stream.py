@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from torch_lstm_quant import _direct, ops
-from torch_lstm_quant.call_forms import CPU, States, check_tensor
+from torch_lstm_quant.call_forms import CPU, States, check_tensor, split_states
 from torch_lstm_quant.modules import LSTM
 
 _FORM = "[batch_size={rows}, {size}] (one step) or [T, {rows}, {size}] (a chunk)"
@@ -91,17 +91,7 @@ class Stream:
         if hx is None:
             _direct.reset_stream(self._bound, 0, 0)
             return
-        if not isinstance(hx, (tuple, list)) or len(hx) != 2:
-            got = f"{len(hx)} values" if isinstance(hx, (tuple, list)) else type(hx).__name__
-            raise TypeError(f"hx must be None or a tuple (h_0, c_0), got {got}")
-        needed = [self.num_layers, self.batch_size, self.hidden_size]
-        for name, state in zip(("h_0", "c_0"), hx, strict=True):
-            check_tensor(name, state, _FLOAT32, CPU)
-            if list(state.shape) != needed:
-                raise ValueError(f"{name} must be {needed} (num_layers, batch_size, hidden_size), got {list(state.shape)}")
-        h0, c0 = (state.clone(memory_format=torch.contiguous_format) for state in hx)
-        if not _has_memory(h0) or not _has_memory(c0):
-            raise TypeError("h_0 and c_0 must have memory of their own, got tensors that a transform or a mode has wrapped")
+        h0, c0 = (self._state(name, state) for name, state in zip(("h_0", "c_0"), split_states(hx), strict=True))
         _direct.reset_stream(self._bound, h0.data_ptr(), c0.data_ptr())
 
     def state(self) -> States:
@@ -119,6 +109,17 @@ class Stream:
 
     def __reduce__(self) -> str:
         raise TypeError("a Stream cannot be copied or pickled: make another of its module and reset it to state()")
+
+    def _state(self, name: str, state: object) -> Tensor:
+        """A plain copy."""
+        check_tensor(name, state, _FLOAT32, CPU)
+        assert isinstance(state, Tensor)
+        needed = [self.num_layers, self.batch_size, self.hidden_size]
+        if list(state.shape) != needed:
+            raise ValueError(f"{name} must be {needed} (num_layers, batch_size, hidden_size), got {list(state.shape)}")
+        plain = state.clone(memory_format=torch.contiguous_format)
+        _check_memory(name, plain)
+        return plain
 
     def _run_unusual(self, x: Tensor, out: Tensor | None) -> Tensor:
         """What the compiled call does not take as it is: says what is wrong with it, or makes it plain."""
@@ -138,8 +139,8 @@ class Stream:
         if y is not None:
             return y
         for name, value in (("x", x), ("out", out)):
-            if value is not None and not _has_memory(value):
-                raise TypeError(f"{name} must have memory of its own, got a tensor that a transform or a mode has wrapped")
+            if value is not None:
+                _check_memory(name, value)
         raise ValueError("out must not overlap x: leave it out, or pass another tensor")
 
 
@@ -148,8 +149,10 @@ def _is_negated(value: object) -> bool:
     return isinstance(value, Tensor) and value.is_neg()
 
 
-def _has_memory(value: Tensor) -> bool:
+def _check_memory(name: str, value: Tensor) -> None:
     try:
-        return value.numel() == 0 or value.data_ptr() != 0
+        has_memory = value.numel() == 0 or value.data_ptr() != 0
     except RuntimeError:  # torch's way to say that it has none
-        return False
+        has_memory = False
+    if not has_memory:
+        raise TypeError(f"{name} must have memory of its own, got a tensor that a transform or a mode has wrapped")
