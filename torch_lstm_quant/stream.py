@@ -75,7 +75,10 @@ class Stream:
             ValueError: another shape; an ``out`` that is not contiguous or overlaps ``x``.
             RuntimeError: the stream is being used by another thread.
         """
-        y: Tensor | None = None if _is_negated(x) or _is_negated(out) else self._run(x, out)
+        y: Tensor | None = None
+        # DLPack does not say that a view is negated
+        if isinstance(x, Tensor) and not x.is_neg() and (out is None or not _is_negated(out)):
+            y = self._run(x, out)
         return self._run_unusual(x, out) if y is None else y
 
     def reset(self, hx: States | None = None) -> None:
