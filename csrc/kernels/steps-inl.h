@@ -22,6 +22,8 @@ namespace lstm_quant {
 namespace {
 
 constexpr size_t kChunkRows = 24;  // most rows whose sums wait for the tail
+constexpr size_t kWholeRows = 8;   // rows that the tail takes side by side at best
+static_assert(kChunkRows % kWholeRows == 0);
 static_assert(kChunkRows * kBlock * sizeof(float) <= 16384, "scratch_bytes has no room for so many sums");
 
 template <class Dot>
@@ -110,10 +112,12 @@ struct KernelsOf {
  private:
   static constexpr size_t kSumsBytes = kChunkRows * kBlock * sizeof(float);
 
-  // Rows of the next chunk, so that the last one is not left with a few.
+  // Rows of the next chunk: so that the last one is not left with a few, and where so, whole vectors of the tail.
   static size_t chunk_rows(size_t left) {
     const size_t chunks = (left + kChunkRows - 1) / kChunkRows;
-    return (left + chunks - 1) / chunks;
+    const size_t even = (left + chunks - 1) / chunks;
+    const size_t whole = round_up(even, kWholeRows);
+    return whole + kWholeRows <= left ? whole : even;
   }
 
   // Keeps sums[row - first_row][gate][unit] for the tail.
@@ -166,6 +170,9 @@ struct KernelsOf {
     float* sums = static_cast<float*>(args.scratch);
     for (size_t row = 0, rows; row < args.rows; row += rows) {
       rows = chunk_rows(args.rows - row);
+      // the output was last touched long ago: it comes in while the sums are taken
+      for (size_t r = row; r < row + rows; ++r)
+        __builtin_prefetch(args.output + r * args.output_stride + block * kUnits, 1);
       block_sums(block, row, rows, KeepSums{row, sums});
       for (size_t column = 0; column < kUnits; column += V::kLanes) {
         finish_all<kForm, kTailVectors<kForm>, true>(args, row, block * kUnits + column, sums + column, rows);
