@@ -18,7 +18,6 @@ namespace lstm_quant {
 namespace {
 
 constexpr const char* kLayersName = "torch_lstm_quant.layers";
-constexpr const char* kStreamName = "torch_lstm_quant.stream";
 
 // What a blob is opened with.
 struct Bound {
@@ -33,6 +32,12 @@ struct BoundLayers : Bound {
 struct BoundStream : Bound {
   Stream stream;
   std::atomic<bool> used{false};
+};
+
+// What Python's Stream derives from.
+struct StreamObject {
+  PyObject object;
+  BoundStream* bound;  // null until _bind()
 };
 
 // Holds a stream for as long as a function works on it.
@@ -122,18 +127,6 @@ struct Packed {
   }
 };
 
-template <class T>
-PyObject* capsule_of(std::unique_ptr<T> bound, const char* name, PyCapsule_Destructor destroy) {
-  PyObject* capsule = PyCapsule_New(bound.get(), name, destroy);
-  if (capsule != nullptr) bound.release();
-  return capsule;
-}
-
-template <class T>
-T* bound_in(PyObject* const* args, Py_ssize_t count, Py_ssize_t needed, const char* name) {
-  return has_count(count, needed) ? static_cast<T*>(PyCapsule_GetPointer(args[0], name)) : nullptr;
-}
-
 // bind_layers(packed, address, size, exchange_api)
 PyObject* bind_layers(PyObject*, PyObject* const* args, Py_ssize_t count) {
   Packed packed;
@@ -141,15 +134,18 @@ PyObject* bind_layers(PyObject*, PyObject* const* args, Py_ssize_t count) {
   return guarded([&] {
     auto bound = std::unique_ptr<BoundLayers>(
         new BoundLayers{{Reference(args[0]), *packed.api}, Blob(packed.data, packed.bytes)});
-    return capsule_of(std::move(bound), kLayersName, [](PyObject* capsule) {
-      delete static_cast<BoundLayers*>(PyCapsule_GetPointer(capsule, kLayersName));
+    PyObject* capsule = PyCapsule_New(bound.get(), kLayersName, [](PyObject* self) {
+      delete static_cast<BoundLayers*>(PyCapsule_GetPointer(self, kLayersName));
     });
+    if (capsule != nullptr) bound.release();
+    return capsule;
   });
 }
 
 // lstm(layers, x, hx or None, cx or None) -> (output, h_n, c_n)
 PyObject* lstm(PyObject*, PyObject* const* args, Py_ssize_t count) {
-  const auto* bound = bound_in<BoundLayers>(args, count, 4, kLayersName);
+  if (!has_count(count, 4)) return nullptr;
+  const auto* bound = static_cast<BoundLayers*>(PyCapsule_GetPointer(args[0], kLayersName));
   if (bound == nullptr) return nullptr;
   const Sizes& sizes = bound->blob.sizes();
   PyTensor x;
@@ -168,7 +164,7 @@ PyObject* lstm(PyObject*, PyObject* const* args, Py_ssize_t count) {
     states[i] = state.begin();
   }
   return guarded([&]() -> PyObject* {
-    float *output_values, *h_values, *c_values;
+    float *output_values = nullptr, *h_values = nullptr, *c_values = nullptr;
     const auto make = [&](int64_t first, int64_t last, float*& values) {
       return Reference(new_tensor(bound->api, {first, x.rows(), last}, values), true);
     };
@@ -187,19 +183,33 @@ PyObject* lstm(PyObject*, PyObject* const* args, Py_ssize_t count) {
   });
 }
 
-// bind_stream(packed, address, size, exchange_api, rows)
-PyObject* bind_stream(PyObject*, PyObject* const* args, Py_ssize_t count) {
+// The stream of a StreamObject; null with a Python error before it is bound.
+BoundStream* bound_in(PyObject* self) {
+  BoundStream* bound = reinterpret_cast<StreamObject*>(self)->bound;
+  if (bound == nullptr) PyErr_SetString(PyExc_RuntimeError, "torch_lstm_quant: a stream that was not bound");
+  return bound;
+}
+
+// _bind(packed, address, size, exchange_api, rows), once
+PyObject* bind_stream(PyObject* self, PyObject* const* args, Py_ssize_t count) {
+  auto& object = *reinterpret_cast<StreamObject*>(self);
   Packed packed;
   if (!packed.open(args, count, 5)) return nullptr;
   const long long rows = PyLong_AsLongLong(args[4]);
   if (PyErr_Occurred() != nullptr) return nullptr;
+  if (object.bound != nullptr) return PyErr_Format(PyExc_RuntimeError, "torch_lstm_quant: a stream is bound once");
   return guarded([&] {
-    auto bound = std::unique_ptr<BoundStream>(
-        new BoundStream{{Reference(args[0]), *packed.api}, {packed.data, packed.bytes, active_kernels(), rows}});
-    return capsule_of(std::move(bound), kStreamName, [](PyObject* capsule) {
-      delete static_cast<BoundStream*>(PyCapsule_GetPointer(capsule, kStreamName));
-    });
+    object.bound =
+        new BoundStream{{Reference(args[0]), *packed.api}, {packed.data, packed.bytes, active_kernels(), rows}};
+    return Reference(Py_None).release();
   });
+}
+
+void delete_stream(PyObject* self) {
+  PyTypeObject* type = Py_TYPE(self);
+  delete reinterpret_cast<StreamObject*>(self)->bound;
+  reinterpret_cast<freefunc>(PyType_GetSlot(type, Py_tp_free))(self);
+  Py_DECREF(type);
 }
 
 // Whether `out` can take what is made of `x`.
@@ -208,21 +218,21 @@ bool goes_with(const PyTensor& out, const PyTensor& x) {
   return x.steps() == 0 || out.end() <= x.begin() || x.end() <= out.begin();
 }
 
-// run_stream(stream, x, out or None) -> out or a new tensor
-PyObject* run_stream(PyObject*, PyObject* const* args, Py_ssize_t count) {
-  auto* bound = bound_in<BoundStream>(args, count, 3, kStreamName);
+// _run(x, out or None) -> out or a new tensor
+PyObject* run_stream(PyObject* self, PyObject* x_object, PyObject* out_object) {
+  BoundStream* bound = bound_in(self);
   if (bound == nullptr) return nullptr;
   const Use use(*bound);
   if (!use.mine()) return nullptr;
   Stream& stream = bound->stream;
   const int64_t rows = stream.rows(), columns = stream.sizes().hidden_size;
   PyTensor x, out;
-  if (!x.open(bound->api, args[1], rows, stream.sizes().input_size)) Py_RETURN_NONE;
+  if (!x.open(bound->api, x_object, rows, stream.sizes().input_size)) Py_RETURN_NONE;
   return guarded([&]() -> PyObject* {
     float* values = nullptr;
-    Reference result(args[2]);
-    if (args[2] != Py_None) {
-      if (!out.open(bound->api, args[2], rows, columns) || !goes_with(out, x)) Py_RETURN_NONE;
+    Reference result(out_object);
+    if (out_object != Py_None) {
+      if (!out.open(bound->api, out_object, rows, columns) || !goes_with(out, x)) Py_RETURN_NONE;
       values = reinterpret_cast<float*>(out.begin());
     } else {
       result.take(x.is_chunk() ? new_tensor(bound->api, {x.steps(), rows, columns}, values)
@@ -238,27 +248,48 @@ PyObject* run_stream(PyObject*, PyObject* const* args, Py_ssize_t count) {
   });
 }
 
+// stream(x, out=None): what _run() does not take goes to the method _run_unusual(x, out).
+PyObject* call_stream(PyObject* self, PyObject* args, PyObject* keywords) {
+  PyObject *x = nullptr, *out = Py_None;
+  if (keywords == nullptr) {  // without parsing, which takes a tenth of a microsecond
+    if (PyArg_UnpackTuple(args, "Stream", 1, 2, &x, &out) == 0) return nullptr;
+  } else {
+    static const char* const names[] = {"x", "out", nullptr};
+    if (PyArg_ParseTupleAndKeywords(args, keywords, "O|O:Stream", const_cast<char**>(names), &x, &out) == 0) {
+      return nullptr;
+    }
+  }
+  PyObject* y = run_stream(self, x, out);
+  if (y != Py_None) return y;
+  Py_DECREF(y);
+  return PyObject_CallMethod(self, "_run_unusual", "OO", x, out);
+}
+
+PyObject* run_bound_stream(PyObject* self, PyObject* const* args, Py_ssize_t count) {
+  return has_count(count, 2) ? run_stream(self, args[0], args[1]) : nullptr;
+}
+
 // Does `action` on a stream and two addresses of its states.
 template <class Action>
-PyObject* with_states(PyObject* const* args, Py_ssize_t count, const Action& action) {
-  auto* bound = bound_in<BoundStream>(args, count, 3, kStreamName);
-  if (bound == nullptr) return nullptr;
-  auto* h = static_cast<float*>(PyLong_AsVoidPtr(args[1]));
-  auto* c = static_cast<float*>(PyLong_AsVoidPtr(args[2]));
+PyObject* with_states(PyObject* self, PyObject* const* args, Py_ssize_t count, const Action& action) {
+  BoundStream* bound = bound_in(self);
+  if (bound == nullptr || !has_count(count, 2)) return nullptr;
+  auto* h = static_cast<float*>(PyLong_AsVoidPtr(args[0]));
+  auto* c = static_cast<float*>(PyLong_AsVoidPtr(args[1]));
   const Use use(*bound);
   if (!use.mine() || PyErr_Occurred() != nullptr) return nullptr;
   action(bound->stream, h, c);
   Py_RETURN_NONE;
 }
 
-// reset_stream(stream, address of hx or 0, address of cx or 0)
-PyObject* reset_stream(PyObject*, PyObject* const* args, Py_ssize_t count) {
-  return with_states(args, count, [](Stream& stream, const float* hx, const float* cx) { stream.reset(hx, cx); });
+// _set_state(address of hx or 0, address of cx or 0)
+PyObject* set_state(PyObject* self, PyObject* const* args, Py_ssize_t count) {
+  return with_states(self, args, count, [](Stream& stream, const float* hx, const float* cx) { stream.reset(hx, cx); });
 }
 
-// copy_state(stream, address of h_n, address of c_n)
-PyObject* copy_state(PyObject*, PyObject* const* args, Py_ssize_t count) {
-  return with_states(args, count, [](Stream& stream, float* h_n, float* c_n) { stream.copy_state(h_n, c_n); });
+// _copy_state(address of h_n, address of c_n)
+PyObject* copy_state(PyObject* self, PyObject* const* args, Py_ssize_t count) {
+  return with_states(self, args, count, [](Stream& stream, float* h_n, float* c_n) { stream.copy_state(h_n, c_n); });
 }
 
 template <PyObject* (*kFunction)(PyObject*, PyObject* const*, Py_ssize_t)>
@@ -266,15 +297,30 @@ PyMethodDef method(const char* name) {
   return {name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(kFunction)), METH_FASTCALL, nullptr};
 }
 
-PyMethodDef methods[] = {method<bind_layers>("bind_layers"),   method<lstm>("lstm"),
-                         method<bind_stream>("bind_stream"),   method<run_stream>("run_stream"),
-                         method<reset_stream>("reset_stream"), method<copy_state>("copy_state"),
-                         {nullptr, nullptr, 0, nullptr}};
-PyModuleDef module = {PyModuleDef_HEAD_INIT, "_direct", nullptr, -1, methods, nullptr, nullptr, nullptr, nullptr};
+PyMethodDef stream_methods[] = {
+    method<bind_stream>("_bind"),      method<run_bound_stream>("_run"), method<set_state>("_set_state"),
+    method<copy_state>("_copy_state"), {nullptr, nullptr, 0, nullptr},
+};
+PyType_Slot stream_slots[] = {
+    {Py_tp_methods, stream_methods},
+    {Py_tp_call, reinterpret_cast<void*>(call_stream)},
+    {Py_tp_dealloc, reinterpret_cast<void*>(delete_stream)},
+    {0, nullptr},
+};
+PyType_Spec stream_type = {"torch_lstm_quant._direct.Stream", sizeof(StreamObject), 0,
+                           Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE, stream_slots};
+
+PyMethodDef functions[] = {method<bind_layers>("bind_layers"), method<lstm>("lstm"), {nullptr, nullptr, 0, nullptr}};
+PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_direct", nullptr, -1, functions, nullptr, nullptr, nullptr, nullptr};
 
 }  // namespace
 }  // namespace lstm_quant
 
 PyMODINIT_FUNC PyInit__direct() {
-  return PyModule_Create(&lstm_quant::module);
+  using lstm_quant::Reference;
+  Reference module(PyModule_Create(&lstm_quant::definition), true);
+  const Reference type(PyType_FromSpec(&lstm_quant::stream_type), true);
+  if (module.get() == nullptr || type.get() == nullptr) return nullptr;
+  if (PyModule_AddObjectRef(module.get(), "Stream", type.get()) != 0) return nullptr;
+  return module.release();
 }

@@ -35,6 +35,15 @@ class Reference {
   PyObject* object_;
 };
 
+// Whether a tensor's memory holds the negative of its values, which DLPack does not say; true too where it cannot be
+// asked.
+inline bool is_negated(PyObject* tensor) {
+  static PyObject* const name = PyUnicode_InternFromString("is_neg");
+  const Reference answer(PyObject_CallMethodObjArgs(tensor, name, nullptr), true);
+  if (answer.get() == nullptr) PyErr_Clear();
+  return answer.get() != Py_False;
+}
+
 // A float32 CPU tensor [rows, columns] or [steps, rows, columns], borrowed, whose rows are contiguous.
 class PyTensor {
  public:
@@ -52,7 +61,8 @@ class PyTensor {
     }
     const int last = tensor_.ndim - 1;
     return (last == 1 || last == 2) && tensor_.device_type == dlpack::kCpu && tensor_.dtype_code == dlpack::kFloat &&
-           tensor_.dtype_bits == 32 && tensor_.dtype_lanes == 1 && tensor_.strides[last] == 1 && has_memory();
+           tensor_.dtype_bits == 32 && tensor_.dtype_lanes == 1 && tensor_.strides[last] == 1 && has_memory() &&
+           !is_negated(object);
   }
 
   bool is_chunk() const { return tensor_.ndim == 3; }

@@ -140,11 +140,11 @@ class LSTM(nn.Module):
 
     def _run_direct(self, input: object, hx: object) -> tuple[Tensor, States] | None:
         """The plainest calls, around torch's dispatcher, which takes longer than a small step. None: it is another call."""
-        if self.training or type(input) is not Tensor or input.dim() != 3 or input.is_neg() or not _nobody_watches():
+        if self.training or type(input) is not Tensor or input.dim() != 3 or not _nobody_watches():
             return None
         h0 = c0 = None
         if hx is not None:
-            if type(hx) is not tuple or len(hx) != 2 or any(type(s) is not Tensor or s.is_neg() for s in hx):
+            if type(hx) is not tuple or len(hx) != 2 or any(type(s) is not Tensor for s in hx):
                 return None
             h0, c0 = hx
         x = input.transpose(0, 1) if self.batch_first else input

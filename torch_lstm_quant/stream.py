@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import torch
 from torch import Tensor
 
@@ -17,12 +15,22 @@ _FLOAT32 = (torch.float32,)
 _MOST_ROWS = 1 << 24  # csrc/blob.h: no product of sizes overflows
 
 
-class Stream:
+class Stream(_direct.Stream):
     """Feeds a sequence to a fused LSTM as it comes in.
 
     It gives the same values, bit for bit, as the module gives for the whole sequence, however the sequence is divided into
     calls. A call goes around torch's dispatcher, so that a step costs little more than its arithmetic; it is not seen by
     autograd, compilers, tracers or torch's profiler.
+
+    ``stream(x, out=None)`` gives the hidden state of the last layer after each step of ``x``: float32
+    ``[batch_size, hidden_size]`` for one step, ``[T, batch_size, hidden_size]`` for a chunk.
+
+    - ``x``: float32 ``[batch_size, input_size]`` or ``[T, batch_size, input_size]``.
+    - ``out``: where to write what is returned, float32 and contiguous, without overlap with ``x``; None: a new tensor.
+      Autograd does not see the writing, so it should not be a tensor that a backward pass still needs.
+
+    It raises TypeError where ``x`` or ``out`` is no dense float32 tensor on the CPU, ValueError for another shape or an
+    ``out`` that is not contiguous or overlaps ``x``, RuntimeError while another thread uses the stream.
 
     Args:
         module: a fused LSTM of one direction. The stream has a copy of its packed weights, and does not follow a state
@@ -56,30 +64,7 @@ class Stream:
         self.num_layers = module.num_layers
         self.batch_size = batch_size
         # a copy, as share_memory_() would take the memory away
-        self._bound = ops.bind(_direct.bind_stream, module.packed().clone(), batch_size)
-        self._run = functools.partial(_direct.run_stream, self._bound)
-
-    def __call__(self, x: Tensor, out: Tensor | None = None) -> Tensor:
-        """The hidden state of the last layer after each step of ``x``.
-
-        Args:
-            x: float32 ``[batch_size, input_size]``, one step, or ``[T, batch_size, input_size]``, a chunk.
-            out: where to write what is returned, float32 and contiguous, without overlap with ``x``; None: a new tensor.
-                Autograd does not see the writing, so it should not be a tensor that a backward pass still needs.
-
-        Returns:
-            float32 ``[batch_size, hidden_size]`` or ``[T, batch_size, hidden_size]``.
-
-        Raises:
-            TypeError: ``x`` or ``out`` is no dense float32 tensor on the CPU.
-            ValueError: another shape; an ``out`` that is not contiguous or overlaps ``x``.
-            RuntimeError: the stream is being used by another thread.
-        """
-        y: Tensor | None = None
-        # DLPack does not say that a view is negated
-        if isinstance(x, Tensor) and not x.is_neg() and (out is None or not _is_negated(out)):
-            y = self._run(x, out)
-        return self._run_unusual(x, out) if y is None else y
+        ops.bind(self._bind, module.packed().clone(), batch_size)
 
     def reset(self, hx: States | None = None) -> None:
         """Begin a new sequence.
@@ -92,10 +77,10 @@ class Stream:
             RuntimeError: the stream is being used by another thread.
         """
         if hx is None:
-            _direct.reset_stream(self._bound, 0, 0)
+            self._set_state(0, 0)
             return
         h0, c0 = (self._state(name, state) for name, state in zip(("h_0", "c_0"), split_states(hx), strict=True))
-        _direct.reset_stream(self._bound, h0.data_ptr(), c0.data_ptr())
+        self._set_state(h0.data_ptr(), c0.data_ptr())
 
     def state(self) -> States:
         """``(h_n, c_n)`` after the last step, each float32 ``[num_layers, batch_size, hidden_size]``, as the module gives.
@@ -104,7 +89,7 @@ class Stream:
         """
         shape = self.num_layers, self.batch_size, self.hidden_size
         h_n, c_n = (torch.empty(shape, dtype=torch.float32, device=CPU) for _ in range(2))
-        _direct.copy_state(self._bound, h_n.data_ptr(), c_n.data_ptr())
+        self._copy_state(h_n.data_ptr(), c_n.data_ptr())
         return h_n, c_n
 
     def __repr__(self) -> str:
@@ -134,9 +119,9 @@ class Stream:
             needed = [*x.shape[:-1], self.hidden_size]
             if list(out.shape) != needed:
                 raise ValueError(f"out must be {needed} for x {list(x.shape)}, got {list(out.shape)}")
-            if not out.is_contiguous() or _is_negated(out):
+            if not out.is_contiguous() or out.is_neg():
                 raise ValueError(f"out must be contiguous and no negated view, got strides {list(out.stride())}")
-        if x.stride(-1) != 1 or _is_negated(x) or x._is_zerotensor():
+        if x.stride(-1) != 1 or x.is_neg() or x._is_zerotensor():
             x = x.clone(memory_format=torch.contiguous_format)
         y: Tensor | None = self._run(x, out)
         if y is not None:
@@ -145,11 +130,6 @@ class Stream:
             if value is not None:
                 _check_memory(name, value)
         raise ValueError("out must not overlap x: leave it out, or pass another tensor")
-
-
-def _is_negated(value: object) -> bool:
-    """Whether it is a tensor whose memory holds the negative of its values."""
-    return isinstance(value, Tensor) and value.is_neg()
 
 
 def _check_memory(name: str, value: Tensor) -> None:
