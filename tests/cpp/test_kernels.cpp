@@ -10,12 +10,13 @@
 #include "convert.h"
 #include "dispatch.h"
 #include "random_stack.h"
+#include "tested_kernels.h"
 
 namespace lstm_quant::testing {
 namespace {
 
 std::vector<const Kernels*> vector_kernels() {
-  auto kernels = usable_kernels();
+  auto kernels = tested_kernels();
   kernels.pop_back();  // scalar
   return kernels;
 }
@@ -180,7 +181,7 @@ TEST(extreme_products_are_summed_exactly) {
         projection.offset = offset;
         AlignedBytes operand = zeros(2 * 128), igates = zeros(2 * kBlock * sizeof(float));
         std::memset(operand.data(), value, operand.size());
-        for (const Kernels* kernels : usable_kernels()) {
+        for (const Kernels* kernels : tested_kernels()) {
           for (const size_t rows : {1, 2}) {
             AlignedBytes scratch(scratch_bytes(rows, kDepth));
             kernels->project({&projection, rows, operand.data(), 128, floats(igates), kBlock, 0, 1, scratch.data()});

@@ -7,6 +7,7 @@
 #include "calls.h"
 #include "check.h"
 #include "random_stack.h"
+#include "tested_kernels.h"
 
 namespace lstm_quant::testing {
 namespace {
@@ -47,7 +48,7 @@ Plan random_plan(Dice& dice, const Sizes& sizes, int64_t steps, int64_t rows, in
 }
 
 TEST(every_kernel_gives_the_scalar_bits) {
-  for (const Kernels* kernels : usable_kernels()) {
+  for (const Kernels* kernels : tested_kernels()) {
     const CheckedKernels checked = check_evaluators(*kernels);
     SerialParallel serial;
     for (uint32_t seed = 0; seed < 60; ++seed) {
@@ -67,7 +68,7 @@ TEST(every_kernel_gives_the_scalar_bits) {
 
 // Single rows whose next chunk is projected beside the steps of this one.
 TEST(projecting_ahead_gives_the_same_bits) {
-  for (const Kernels* kernels : usable_kernels()) {
+  for (const Kernels* kernels : tested_kernels()) {
     const CheckedKernels checked = check_evaluators(*kernels);
     for (uint32_t seed = 0; seed < 60; ++seed) {
       Dice dice(seed);

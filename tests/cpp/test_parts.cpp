@@ -8,6 +8,7 @@
 #include "convert.h"
 #include "dispatch.h"
 #include "team.h"
+#include "tested_kernels.h"
 
 namespace lstm_quant::testing {
 namespace {
@@ -19,7 +20,7 @@ TEST(quantizing_rounds_to_even_clamps_and_takes_nan_for_the_least) {
   const float values[] = {0.0f,   -0.0f,  0.25f, 0.75f, -0.25f, -0.75f, 77.5f, 78.0f,  1e30f, -50.0f,
                           -50.5f, -1e30f, inf,   -inf,  nan,    -nan,   0.26f, 1e-40f, 3.0f};
   const uint8_t expected[] = {100, 100, 100, 102, 100, 98, 255, 255, 255, 0, 0, 0, 255, 0, 0, 0, 101, 100, 106};
-  for (const Kernels* kernels : usable_kernels()) {
+  for (const Kernels* kernels : tested_kernels()) {
     uint8_t got[std::size(values)];
     for (size_t count = 0; count <= std::size(values); ++count) {
       std::fill(std::begin(got), std::end(got), uint8_t{77});
@@ -60,7 +61,7 @@ TEST(an_unknown_isa_is_refused_with_the_legal_names) {
 }
 
 TEST(every_evaluator_is_exact) {
-  for (const Kernels* kernels : usable_kernels()) {
+  for (const Kernels* kernels : tested_kernels()) {
     const CheckedKernels checked = check_evaluators(*kernels);
     for (int i = 1; i < kEvaluators; ++i) {
       CHECK(checked.exact[i] == (kernels->evaluate != nullptr)) << kernels->name << ", evaluator " << i;

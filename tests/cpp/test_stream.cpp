@@ -7,6 +7,7 @@
 #include "check.h"
 #include "random_stack.h"
 #include "stream.h"
+#include "tested_kernels.h"
 
 namespace lstm_quant::testing {
 namespace {
@@ -24,7 +25,7 @@ void run_in_chunks(Dice& dice, Stream& stream, const Call& whole) {
 }
 
 TEST(a_stream_gives_what_one_call_gives) {
-  for (const Kernels* kernels : usable_kernels()) {
+  for (const Kernels* kernels : tested_kernels()) {
     const CheckedKernels checked = check_evaluators(*kernels);
     SerialParallel serial;
     for (uint32_t seed = 0; seed < 60; ++seed) {
