@@ -1,5 +1,6 @@
 // Streams: any division of a sequence into calls, on any kernels and threads, gives what one call for all of it gives.
 #include <algorithm>
+#include <atomic>
 #include <string>
 #include <vector>
 
@@ -47,6 +48,57 @@ TEST(a_stream_gives_what_one_call_gives) {
         check_same(expected, got, where);
       }
     }
+  }
+}
+
+// Kernels that count the steps which also project ahead.
+const Kernels* counted = nullptr;
+std::atomic<int64_t> steps_ahead{0};
+
+void counting_step(const StepArgs& args) {
+  // relaxed, as any other order would hide races from ThreadSanitizer
+  if (args.ahead != nullptr) steps_ahead.fetch_add(1, std::memory_order_relaxed);
+  counted->step(args);
+}
+
+// Does all that is projected ahead with the last part, so that machines without AVX-512 test the order of things too.
+void scalar_step_ahead(const StepArgs& args) {
+  if (args.ahead != nullptr && args.ahead_part == kAheadParts - 1) kScalarKernels.project(*args.ahead);
+  kScalarKernels.step(args);
+}
+
+TEST(a_stream_that_projects_ahead_gives_what_one_call_gives) {
+  const Kernels scalar_ahead{
+      "scalar, ahead", kScalarKernels.quantize, kScalarKernels.project, scalar_step_ahead, nullptr, true};
+  std::vector<const Kernels*> all = tested_kernels();
+  all.push_back(&scalar_ahead);
+  for (const Kernels* kernels : all) {
+    if (!kernels->projects_ahead) continue;
+    counted = kernels;
+    steps_ahead = 0;
+    const Kernels counting{kernels->name, kernels->quantize, kernels->project,
+                           counting_step, kernels->evaluate, kernels->projects_ahead};
+    const CheckedKernels checked = check_evaluators(counting), scalar = check_evaluators(kScalarKernels);
+    for (uint32_t seed = 0; seed < 3; ++seed) {
+      Dice dice(seed);
+      const int64_t hidden = dice.integer(185, 200);
+      const Sizes sizes{dice.integer((hidden + 1) / 2, hidden), hidden, dice.integer(1, 2), 1};
+      const RandomStack stack(dice, sizes, seed % 2 == 0 ? Style::kInt8Preset : Style::kAllInt8);
+      const AlignedBytes bytes = stack.pack();
+      FloatCall expected(dice, sizes, dice.integer(64, 80), 1, true);
+      FloatCall got = expected;
+      SerialParallel serial;
+      run_lstm(Blob(bytes.data(), bytes.size()), scalar, serial, expected.call());
+      Stream stream(bytes.data(), bytes.size(), checked, 1);
+      for (int times = 0; times < 2; ++times) {
+        const Call call = got.call();
+        stream.reset(static_cast<const float*>(call.hx), static_cast<const float*>(call.cx));
+        run_in_chunks(dice, stream, call);
+        stream.copy_state(static_cast<float*>(call.h_n), static_cast<float*>(call.c_n));
+        check_same(expected, got, std::string(kernels->name) + ", seed " + std::to_string(seed));
+      }
+    }
+    CHECK(steps_ahead > 0) << "none was projected ahead by " << kernels->name;
   }
 }
 
