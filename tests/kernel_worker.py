@@ -1,4 +1,4 @@
-"""Compares the fused op with the integer reference over random configurations, in a process of its own.
+"""Compares the fused op with the integer reference over deep and random configurations, in a process of its own.
 
 The ISA is chosen once a process, so ``test_kernel.py`` runs this for each of them, with ``TORCH_LSTM_QUANT_ISA`` set:
 ``python kernel_worker.py THREADS SEED VALUES`` prints one line of JSON.
@@ -10,6 +10,7 @@ import json
 import sys
 
 import torch
+from deep_cells import DEEP
 from random_cells import PRESETS, Dice, random_input, random_layers
 from torch import Tensor
 
@@ -36,11 +37,18 @@ def compare(seed: int, most_rows: int, threads: int) -> tuple[int, int]:
     x = random_input(dice, steps, rows, input_size)
     states = num_layers * directions, rows, hidden_size
     h0, c0 = (random_input(dice, *states), random_input(dice, *states)) if dice.chance(0.5) else (None, None)
-    shape = Shape(input_size, hidden_size, num_layers, directions, batch_first=False)
+    return compare_cells(dice, layers, x, h0, c0, threads)
+
+
+def compare_cells(
+    dice: Dice, layers: list[list[Cell]], x: Tensor, h0: Tensor | None, c0: Tensor | None, threads: int
+) -> tuple[int, int]:
+    """The same of one call of these cells."""
+    shape = Shape(layers[0][0].input_size, layers[0][0].hidden_size, len(layers), len(layers[0]), batch_first=False)
     want = reference.lstm(layers, x, h0, c0)
     torch.set_num_threads(threads)
     got = ops.lstm(x, h0, c0, ops.pack(layers), shape)
-    streamed = stream(dice, layers, x, h0, c0) if directions == 1 else ()
+    streamed = stream(dice, layers, x, h0, c0) if len(layers[0]) == 1 else ()
     torch.set_num_threads(1)  # more would only slow the reference's small operations down
     pairs = [*zip(got, want, strict=True), *zip(streamed, want, strict=False)]
     return sum(one.numel() for one, _ in pairs), sum(int((~same(one, other)).sum()) for one, other in pairs)
@@ -57,14 +65,19 @@ def stream(dice: Dice, layers: list[list[Cell]], x: Tensor, h0: Tensor | None, c
 def main(threads: int, seed: int, values: int) -> None:
     torch.set_num_threads(1)
     compared, differing, failed = 0, 0, []
+    for name, deep in DEEP.items():
+        count, wrong = compare_cells(Dice(seed), [[deep.cell()]], *deep.inputs(), threads)
+        compared, differing = compared + count, differing + wrong
+        if wrong:
+            failed.append(name)
     most_rows = 64 if values < 10_000_000 else 1024  # the reference is slow at small batches
     while compared < values:
         count, wrong = compare(seed, most_rows, threads)
         compared, differing = compared + count, differing + wrong
         if wrong:
-            failed.append(seed)
+            failed.append(f"seed {seed}")
         seed += 1
-    print(json.dumps({"isa": ops.isa_active(), "compared": compared, "differing": differing, "failed_seeds": failed[:20]}))
+    print(json.dumps({"isa": ops.isa_active(), "compared": compared, "differing": differing, "failed": failed[:20]}))
 
 
 if __name__ == "__main__":

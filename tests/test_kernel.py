@@ -9,8 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from deep_cells import DEEP
 
-from torch_lstm_quant import ops
+from torch_lstm_quant import ops, reference
 
 # `make proof` sets it to 50 million and writes down what it saw
 VALUES = int(os.environ.get("KERNEL_TEST_VALUES", 500_000))
@@ -35,3 +36,17 @@ def test_every_isa_gives_the_reference_bits(isa: str, threads: int) -> None:
     assert result["differing"] == 0, result
     assert result["compared"] >= VALUES
     print(f"{isa}, {threads} threads: {result['compared']:,} values equal")
+
+
+@pytest.mark.parametrize("name", DEEP)
+def test_deep_cells_reach_the_end_of_int32(name: str) -> None:
+    deep = DEEP[name]
+    cell, (x, h0, _) = deep.cell(), deep.inputs()
+    v, grid, side = (h0[0], cell.qparams.hx, "hh") if deep.of_h else (x[0], cell.qparams.x, "ih")
+    assert grid
+    weight, weight_grid = getattr(cell, f"weight_{side}"), getattr(cell.qparams, f"weight_{side}")
+    largest = int(reference._integer_sums(grid.quantize(v), grid, weight, weight_grid).long().abs().max())
+    if "last in int32" in name:
+        assert 2**31 - 255 * 128 <= largest < 2**31
+    else:
+        assert largest >= 2**31

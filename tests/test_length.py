@@ -42,7 +42,9 @@ def extra(layers: int, directions: int, streamed: bool = False) -> float:
 
 
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="needs Linux to say how much memory was taken")
-@pytest.mark.parametrize(("layers", "directions", "streamed"), [(1, 1, 0), (3, 1, 0), (3, 1, 1), (1, 2, 0), (2, 2, 0), (4, 2, 0)])
+@pytest.mark.parametrize(
+    ("layers", "directions", "streamed"), [(1, 1, 0), (3, 1, 0), (3, 1, 1), (1, 2, 0), (2, 2, 0), (4, 2, 0)]
+)
 def test_memory_does_not_grow_with_the_steps(layers: int, directions: int, streamed: bool) -> None:
     # two directions need all of the layer below before they begin; a layer reads one such output and writes the next
     held = 2 * min(2, layers - 1) if directions == 2 else 0

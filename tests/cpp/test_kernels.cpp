@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <utility>
 #include <vector>
 
 #include "blob.h"
@@ -159,39 +160,93 @@ TEST(evaluations_are_exact_on_every_isa) {
   }
 }
 
+// Operands and weights that are all the same, and what is summed over them, in arrays of their own.
+class Uniform {
+ public:
+  Uniform(Sums sums, int32_t depth, int weight, int32_t zero_point)
+      : weights_(round_up(depth, kDepthStep) * kBlock + kAlign), depth_(depth) {
+    projection_.sums = sums;
+    projection_.depth = depth;
+    projection_.padded_depth = static_cast<int32_t>(round_up(depth, kDepthStep));
+    projection_.block_bytes = static_cast<size_t>(projection_.padded_depth) * kBlock;
+    constexpr int32_t kGroupBytes = kGroup * kBlock;
+    std::memset(weights_.data(), 0, weights_.size());
+    std::memset(weights_.data(), weight, static_cast<size_t>(depth / kGroup) * kGroupBytes);
+    for (int byte = 0; byte < kGroupBytes; ++byte) {  // the last group holds what is left
+      if (byte % kGroup < depth % kGroup) {
+        weights_.data()[depth / kGroup * kGroupBytes + byte] = static_cast<uint8_t>(weight);
+      }
+    }
+    std::fill_n(floats(ones_), kBlock, 1.0f);
+    std::fill_n(reinterpret_cast<int32_t*>(weight_sums_.data()), kBlock, weight * depth);
+    std::fill_n(reinterpret_cast<int32_t*>(zero_points_.data()), kBlock, zero_point);
+    projection_.weights = weights_.data();
+    projection_.weight_sums = reinterpret_cast<const int32_t*>(weight_sums_.data());
+    projection_.weight_zero_points = reinterpret_cast<const int32_t*>(zero_points_.data());
+    projection_.multipliers = floats(ones_);
+    projection_.biases = floats(biases_);
+  }
+  Uniform(const Uniform&) = delete;
+
+  // Checks that every sum of rows of `value` is `sum`, which is rounded once.
+  template <class Item>
+  void check(Item value, int32_t offset, int64_t sum) {
+    projection_.offset = offset;
+    const size_t stride = round_up(projection_.padded_depth * sizeof(Item), kAlign);
+    for (const size_t rows : {1, 2}) {
+      AlignedBytes operand = zeros(rows * stride);
+      for (size_t row = 0; row < rows; ++row) {
+        std::fill_n(reinterpret_cast<Item*>(operand.data() + row * stride), depth_, value);
+      }
+      for (const Kernels* kernels : tested_kernels()) {
+        AlignedBytes scratch(scratch_bytes(rows, projection_.padded_depth)), igates = zeros(rows * kBlock * 4);
+        kernels->project({&projection_, rows, operand.data(), stride, floats(igates), kBlock, 0, 1, scratch.data()});
+        for (size_t i = 0; i < rows * kBlock; ++i) {
+          CHECK(floats(igates)[i] == static_cast<float>(sum))
+              << kernels->name << ", depth " << depth_ << ": " << floats(igates)[i] << " for " << sum;
+        }
+      }
+    }
+  }
+
+ private:
+  AlignedBytes weights_;
+  AlignedBytes ones_ = zeros(kBlock * 4 + kAlign), biases_ = zeros(kBlock * 4 + kAlign),
+               weight_sums_ = zeros(kBlock * 4 + kAlign), zero_points_ = zeros(kBlock * 4 + kAlign);
+  int32_t depth_;
+  Projection projection_;
+};
+
 // Products at the limits of uint8 and int8, whose sums in int16 would be cut.
 TEST(extreme_products_are_summed_exactly) {
   constexpr int kDepth = 72;
-  AlignedBytes weights = zeros(kDepth * kBlock + kAlign), sums = zeros(kBlock * 4 + kAlign),
-               ones = zeros(kBlock * 4 + kAlign), biases = zeros(kBlock * 4 + kAlign);
-  std::fill_n(floats(ones), kBlock, 1.0f);
-  Projection projection;
-  projection.sums = Sums::kInt8;
-  projection.depth = projection.padded_depth = kDepth;
-  projection.weights = weights.data();
-  projection.block_bytes = kDepth * kBlock;
-  projection.weight_sums = reinterpret_cast<const int32_t*>(sums.data());
-  projection.multipliers = floats(ones);
-  projection.biases = floats(biases);
   for (const int weight : {-128, -127, 127, 1}) {
-    std::memset(weights.data(), weight, kDepth * kBlock);
-    std::fill_n(reinterpret_cast<int32_t*>(sums.data()), kBlock, weight * kDepth);
+    Uniform uniform(Sums::kInt8, kDepth, weight, 0);
     for (const int value : {0, 1, 127, 128, 129, 255}) {
       for (const int offset : {0, -255, 128}) {
-        projection.offset = offset;
-        AlignedBytes operand = zeros(2 * 128), igates = zeros(2 * kBlock * sizeof(float));
-        std::memset(operand.data(), value, operand.size());
-        for (const Kernels* kernels : tested_kernels()) {
-          for (const size_t rows : {1, 2}) {
-            AlignedBytes scratch(scratch_bytes(rows, kDepth));
-            kernels->project({&projection, rows, operand.data(), 128, floats(igates), kBlock, 0, 1, scratch.data()});
-            for (size_t i = 0; i < rows * kBlock; ++i) {
-              CHECK(floats(igates)[i] == static_cast<float>((value + offset) * weight * kDepth))
-                  << kernels->name << ": " << value << " + " << offset << " times " << weight;
-            }
-          }
-        }
+        uniform.check(static_cast<uint8_t>(value), offset, int64_t{value + offset} * weight * kDepth);
       }
+    }
+  }
+}
+
+// The largest depth at which int32 holds every sum of 8 bits, though not every part of it.
+TEST(sums_at_the_end_of_int32_are_exact) {
+  constexpr int32_t kDepth = 65793;
+  for (const int weight : {-128, 127}) {
+    Uniform uniform(Sums::kInt8, kDepth, weight, 0);
+    uniform.check(uint8_t{255}, 0, int64_t{255} * weight * kDepth);
+    uniform.check(uint8_t{0}, -255, int64_t{-255} * weight * kDepth);
+  }
+}
+
+// Sums of 16 bits leave int32 from a depth of 516 on, and their parts at some 65,000.
+TEST(sums_beyond_int32_are_exact) {
+  for (const int32_t depth : {600, 32767, 70000}) {
+    for (const auto& [weight, zero_point] : {std::pair{-128, 0}, {-128, 127}, {127, -128}}) {
+      Uniform uniform(Sums::kWide, depth, weight, zero_point);
+      for (const int32_t steps : {-65535, 65535})
+        uniform.check(steps, 0, int64_t{steps} * (weight - zero_point) * depth);
     }
   }
 }
