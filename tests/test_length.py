@@ -20,7 +20,8 @@ from torch import nn
 import torch_lstm_quant as tlq
 
 layers, directions, streamed = %d, %d, %d
-module = tlq.quantize(nn.LSTM({SIZE}, {SIZE}, layers, bidirectional=directions == 2), [torch.randn(9, 1, {SIZE})], progress=False)
+lstm = nn.LSTM({SIZE}, {SIZE}, layers, bidirectional=directions == 2)
+module = tlq.quantize(lstm, [torch.randn(9, 1, {SIZE})], progress=False)
 call = tlq.Stream(module) if streamed else lambda x: module(x)[0]
 x = torch.ones({STEPS}, 1, {SIZE})
 call(x[:40])

@@ -8,7 +8,7 @@ namespace {
 TEST(small_calls_stay_on_one_thread) {
   CHECK(make_plan({128, 128, 1, 1}, 1, 1, 64).slots == 1);
   CHECK(make_plan({16, 16, 1, 1}, 100, 1, 2).slots == 1);
-  CHECK(make_plan({1024, 1024, 1, 1}, 100, 1, 1).slots == 1);
+  for (int threads : {1, 0, -1}) CHECK(make_plan({1024, 1024, 1, 1}, 100, 1, threads).slots == 1);
 }
 
 TEST(large_calls_take_the_threads_there_are) {
