@@ -146,6 +146,16 @@ def test_packed_grids_that_are_none() -> None:
         unpack_grids(packed, None, None)
 
 
+@pytest.mark.parametrize("column", [2, 3, 4])
+@pytest.mark.parametrize("value", [0.5, -0.25, math.nan, math.inf])
+def test_packed_grids_with_fractions(column: int, value: float) -> None:
+    packed = pack_grids(CellQParams(hx=QParams(0.1, 0, 0, 255)))
+    packed[1, column] += value
+    field = ("zero_point", "quant_min", "quant_max")[column - 2]
+    with pytest.raises(ValueError, match=rf"part hx: {field} must be an integer, got"):
+        unpack_grids(packed, None, None)
+
+
 def test_weight_grids() -> None:
     scale, zero_point = torch.ones(8), torch.zeros(8, dtype=torch.int32)
     assert "per tensor" in str(WeightQParams(scale, zero_point))

@@ -325,11 +325,17 @@ def unpack_grids(grids: Tensor, weight_ih: WeightQParams | None, weight_hh: Weig
             read[name] = None
             continue
         try:
-            zero_point, quant_min, quant_max = (int(v) for v in integers)
+            zero_point, quant_min, quant_max = map(_integer, GRID_FIELDS[2:], integers)
             read[name] = QParams(scale, zero_point, quant_min, quant_max, inv_scale)
-        except (ValueError, OverflowError) as error:
+        except ValueError as error:
             raise ValueError(f"part {name}: {error}") from error
     fields: dict[str, object] = {part: read[part] for part in PARTS if part not in PER_GATE_PARTS}
     per_gate = (*PER_GATE_PARTS, *SECOND_GRIDS)
     fields |= {part: tuple(read.get(f"{part}.{gate}") for gate in GATES) for part in per_gate}
     return CellQParams(**fields, weight_ih=weight_ih, weight_hh=weight_hh)  # type: ignore[arg-type]
+
+
+def _integer(field: str, value: float) -> int:
+    if not value.is_integer():
+        raise ValueError(f"{field} must be an integer, got {value!r}")
+    return int(value)
