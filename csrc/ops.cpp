@@ -67,9 +67,37 @@ std::optional<DType> to_dtype(ScalarType type) {
   }
 }
 
+// As Python names it.
+const char* name_of(ScalarType type) {
+  switch (type) {
+    case ScalarType::Float:
+      return "float32";
+    case ScalarType::Double:
+      return "float64";
+    case ScalarType::Half:
+      return "float16";
+    case ScalarType::BFloat16:
+      return "bfloat16";
+    case ScalarType::Byte:
+      return "uint8";
+    case ScalarType::Char:
+      return "int8";
+    case ScalarType::Short:
+      return "int16";
+    case ScalarType::Int:
+      return "int32";
+    case ScalarType::Long:
+      return "int64";
+    case ScalarType::Bool:
+      return "bool";
+    default:
+      return "another dtype";
+  }
+}
+
 DType dtype_of(const char* name, const Tensor& tensor) {
   const auto dtype = to_dtype(tensor.scalar_type());
-  check(dtype.has_value(), name, " must be float32, uint8, int8, int16 or int32");
+  check(dtype.has_value(), name, " must be float32, uint8, int8, int16 or int32, got ", name_of(tensor.scalar_type()));
   return *dtype;
 }
 
@@ -85,7 +113,7 @@ void check_tensor(const char* name, const Tensor& tensor, Shape shape) {
 template <class T>
 const T* contiguous_data(const char* name, Tensor& tensor, ScalarType type, Shape shape) {
   check_tensor(name, tensor, shape);
-  check(tensor.scalar_type() == type, name, " has the wrong dtype");
+  check(tensor.scalar_type() == type, name, " must be ", name_of(type), ", got ", name_of(tensor.scalar_type()));
   if (!tensor.is_contiguous()) tensor = torch::stable::contiguous(tensor);
   return static_cast<const T*>(tensor.const_data_ptr());
 }
@@ -113,6 +141,8 @@ MatrixSource matrix_source(const char* name, Tensor& weight, Tensor& bias, Tenso
     source.float_weights = contiguous_data<float>(name, weight, ScalarType::Float, {rows, depth});
     return source;
   }
+  check(weight.scalar_type() == ScalarType::Char, name, " must be float32 or int8, got ",
+        name_of(weight.scalar_type()));
   source.int8_weights = contiguous_data<int8_t>(name, weight, ScalarType::Char, {rows, depth});
   source.scales = contiguous_data<float>("weight scale", scale, ScalarType::Float, {rows});
   source.zero_points = contiguous_data<int32_t>("weight zero point", zero_point, ScalarType::Int, {rows});
@@ -161,7 +191,7 @@ Tensor pack(std::vector<Tensor> weights, std::vector<Tensor> biases, std::vector
 // The blob's bytes, aligned as kernels need them: what torch allocates is, but a view or a mapped file may not be.
 Blob open_blob(Tensor& packed) {
   check_tensor("packed", packed, {packed.numel()});
-  check(packed.scalar_type() == ScalarType::Byte, "packed must be uint8");
+  check(packed.scalar_type() == ScalarType::Byte, "packed must be uint8, got ", name_of(packed.scalar_type()));
   if (!packed.is_contiguous() || reinterpret_cast<uintptr_t>(packed.const_data_ptr()) % kAlign != 0) {
     packed = torch::stable::clone(packed);
   }
@@ -195,7 +225,8 @@ std::tuple<Tensor, Tensor, Tensor> lstm(Tensor x, std::optional<Tensor> hx, std:
         ", num_directions=", sizes.num_directions, ", got ", hidden_size, ", ", num_layers, ", ", num_directions);
   const ScalarType h_type = h_dtype.value_or(ScalarType::Float), c_type = c_dtype.value_or(ScalarType::Float);
   check(to_dtype(h_type).has_value() && to_dtype(c_type).has_value(),
-        "h_dtype and c_dtype must be None, float32, uint8, int8, int16 or int32");
+        "h_dtype and c_dtype must be None, float32, uint8, int8, int16 or int32, got ", name_of(h_type), " and ",
+        name_of(c_type));
 
   Call call{};
   call.x = open_sequence(x, sizes.input_size);

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -53,14 +54,36 @@ def test_opcheck(layers: Layers) -> None:
     torch.library.opcheck(lstm, (x, h0, c0, packed, *sizes, torch.int32, torch.float32))
 
 
-def test_opcheck_of_pack(layers: Layers, monkeypatch: pytest.MonkeyPatch) -> None:
-    arguments = []
-    monkeypatch.setattr(
-        torch.ops.torch_lstm_quant, "pack", type("Spy", (), {"default": lambda *given: arguments.append(given)})
-    )
-    ops.pack(layers)
-    monkeypatch.undo()
-    torch.library.opcheck(torch.ops.torch_lstm_quant.pack.default, arguments[0])
+@pytest.fixture
+def pack_arguments(layers: Layers, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What the operator ``pack`` is called with."""
+    arguments: list[Any] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.ops.torch_lstm_quant, "pack", type("Spy", (), {"default": lambda *given: arguments.extend(given)}))
+        ops.pack(layers)
+    return arguments
+
+
+def test_opcheck_of_pack(pack_arguments: list[Any]) -> None:
+    torch.library.opcheck(torch.ops.torch_lstm_quant.pack.default, tuple(pack_arguments))
+
+
+BAD_DTYPES = {
+    "weight": (0, torch.float64, "weight_ih must be float32 or int8, got float64"),
+    "bias": (1, torch.bfloat16, "bias must be float32, got bfloat16"),
+    "weight scale": (2, torch.float16, "weight scale must be float32, got float16"),
+    "weight zero point": (3, torch.int64, "weight zero point must be int32, got int64"),
+    "grids": (4, torch.float32, "grids must be float64, got float32"),
+    "table": (5, torch.complex64, "table must be float32, got another dtype"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_DTYPES)
+def test_packing_other_dtypes(pack_arguments: list[Any], name: str) -> None:
+    index, dtype, message = BAD_DTYPES[name]
+    pack_arguments[index] = [tensor.to(dtype) for tensor in pack_arguments[index]]
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.torch_lstm_quant.pack.default(*pack_arguments)
 
 
 def test_the_fake_kernel_tells_shapes_and_dtypes(layers: Layers) -> None:
@@ -131,13 +154,13 @@ def test_integers_in_and_out(layers: Layers) -> None:
 BAD_CALLS = {
     "rank of x": (lambda c: c | {"x": c["x"][0]}, "x must have three dimensions"),
     "size of x": (lambda c: c | {"x": c["x"][:, :, 1:]}, r"x must be \[6, 3, 5\], got \[6, 3, 4\]"),
-    "dtype of x": (lambda c: c | {"x": c["x"].double()}, "x must be float32, uint8"),
+    "dtype of x": (lambda c: c | {"x": c["x"].double()}, "x must be float32, uint8, int8, int16 or int32, got float64"),
     "shape of hx": (lambda c: c | {"hx": c["hx"][1:]}, r"hx must be \[4, 3, 19\], got \[3, 3, 19\]"),
-    "dtype of cx": (lambda c: c | {"cx": c["cx"].half()}, "cx must be float32"),
+    "dtype of cx": (lambda c: c | {"cx": c["cx"].half()}, "cx must be float32, .*got float16"),
     "integer cx without a grid": (lambda c: c | {"cx": c["cx"].int()}, "part cx, which has no grid"),
     "hidden size": (lambda c: c | {"hidden_size": 20}, "packed holds hidden_size=19"),
     "layers": (lambda c: c | {"num_layers": 1}, "packed holds hidden_size=19, num_layers=2"),
-    "h_dtype": (lambda c: c | {"h_dtype": torch.float64}, "h_dtype and c_dtype must be None"),
+    "h_dtype": (lambda c: c | {"h_dtype": torch.float64}, "h_dtype and c_dtype must be None, .*got float64 and float32"),
     "narrow h_dtype": (lambda c: c | {"h_dtype": torch.int8}, "part ogate_cy has integers from 0 to 255"),
     "c_dtype": (lambda c: c | {"c_dtype": torch.int32}, "part fgate_cx_igate_cgate, which has no grid"),
     "packed truncated": (lambda c: c | {"packed": c["packed"][:-64]}, "packed LSTM: got"),
@@ -145,7 +168,7 @@ BAD_CALLS = {
     "packed of another version": (lambda c: c | {"packed": changed(c["packed"], 8)}, "need version"),
     "packed of something else": (lambda c: c | {"packed": changed(c["packed"], 0)}, "not a packed LSTM"),
     "packed with another size": (lambda c: c | {"packed": changed(c["packed"], 32)}, "checksum"),
-    "dtype of packed": (lambda c: c | {"packed": c["packed"].float()}, "packed must be uint8"),
+    "dtype of packed": (lambda c: c | {"packed": c["packed"].float()}, "packed must be uint8, got float32"),
 }
 
 
