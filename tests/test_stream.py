@@ -210,6 +210,15 @@ def test_every_call_gives_a_tensor_of_its_own() -> None:
     assert not outputs[0]._is_view()
 
 
+def test_steps_come_first_whatever_the_module_takes() -> None:
+    module, x = fused(), torch.randn(4, B, I)
+    batch_first = tlq.LSTM(module.cells(), batch_first=True)
+    assert equal(batch_first(x.transpose(0, 1))[0].transpose(0, 1), module(x)[0])
+    assert equal(tlq.Stream(batch_first, B)(x), module(x)[0])
+    with pytest.raises(ValueError, match=r"a chunk, steps first\), got \[2, 4, 7\]"):
+        tlq.Stream(batch_first, B)(x.transpose(0, 1))
+
+
 def test_a_chunk_without_steps_changes_nothing() -> None:
     stream = tlq.Stream(fused(), B)
     stream(torch.randn(3, B, I))

@@ -9,7 +9,7 @@ from torch_lstm_quant import _direct, ops
 from torch_lstm_quant.call_forms import CPU, States, check_tensor, split_states
 from torch_lstm_quant.modules import LSTM
 
-_FORM = "[batch_size={rows}, {size}] (one step) or [T, {rows}, {size}] (a chunk)"
+_FORM = "[batch_size={rows}, {size}] (one step) or [T, {rows}, {size}] (a chunk, steps first)"
 
 _FLOAT32 = (torch.float32,)
 _MOST_ROWS = 1 << 24  # csrc/blob.h: no product of sizes overflows
@@ -25,7 +25,8 @@ class Stream(_direct.Stream):
     ``stream(x, out=None)`` gives the hidden state of the last layer after each step of ``x``: float32
     ``[batch_size, hidden_size]`` for one step, ``[T, batch_size, hidden_size]`` for a chunk.
 
-    - ``x``: float32 ``[batch_size, input_size]`` or ``[T, batch_size, input_size]``.
+    - ``x``: float32 ``[batch_size, input_size]`` or ``[T, batch_size, input_size]``, steps first whether or not the module is
+      ``batch_first``.
     - ``out``: where to write what is returned, float32 and contiguous, without overlap with ``x``; None: a new tensor.
       Autograd does not see the writing, so it should not be a tensor that a backward pass still needs.
 
