@@ -52,6 +52,12 @@ def test_the_module_prints_what_a_bug_report_needs() -> None:
         assert re.search(line, done.stdout), done.stdout
 
 
+def test_the_module_reports_a_wrong_isa_among_the_rest() -> None:
+    done = run("-m", "torch_lstm_quant", TORCH_LSTM_QUANT_ISA="avx9")
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"ISA active +none: TORCH_LSTM_QUANT_ISA must be one of .*scalar.*, got 'avx9'\nthreads", done.stdout)
+
+
 @pytest.mark.parametrize("name", tlq.__all__)
 def test_public_names_are_documented(name: str) -> None:
     thing = getattr(tlq, name)
