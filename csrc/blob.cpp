@@ -135,6 +135,11 @@ void Blob::bind_function(const FunctionRecord& record, Function& function) const
   }
   if (!is_known(record.evaluator)) fail("unknown evaluator");
   function.evaluator = record.evaluator;
+  if (record.segments == 0 || !function.output.present()) return;
+  function.segments = section<Segments>(record.segments, 1);
+  // whatever else they hold, no more than other numbers come of it: kernels take five bits as the number of a piece
+  const int32_t degree = function.segments->degree;
+  if (degree < 1 || degree > kMostPieceDegree) fail("segments of unknown degree");
 }
 
 BoundCell Blob::cell(int64_t index) const {
@@ -154,7 +159,7 @@ BoundCell Blob::cell(int64_t index) const {
     Function& function = cell.functions[i];
     const bool is_gate = i < kGates;
     const Grid& tanh_input = grids.tanh_cy_input.present() ? grids.tanh_cy_input : grids.fgate_cx_igate_cgate;
-    function.is_tanh = i == 2 || i == kTanhCy;
+    function.is_tanh = is_tanh(i);
     function.input = is_gate ? grids.gates[i] : tanh_input;
     function.output = is_gate ? grids.gate_outputs[i] : grids.tanh_cy;
     if (is_gate) function.output_again = grids.outputs_again[i];

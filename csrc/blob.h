@@ -4,7 +4,8 @@
 //
 // A section is an array as kernels.h lays it out. It starts at a multiple of kAlign bytes and is followed by at least
 // kAlign bytes, so that kernels may read past its end. Offsets are in bytes from the start of the blob. Equal tables
-// are stored once. Everything is in the machine's own byte order; the magic number differs in the other.
+// and equal segments are stored once. Everything is in the machine's own byte order; the magic number differs in the
+// other.
 #pragma once
 
 #include <cstddef>
@@ -16,7 +17,7 @@
 namespace lstm_quant {
 
 constexpr uint64_t kBlobMagic = 0x4b4c42514d54534cu;
-constexpr uint32_t kBlobVersion = 1;
+constexpr uint32_t kBlobVersion = 2;
 constexpr int64_t kMaxSize = 1 << 24;      // of input_size and hidden_size: no product of sizes overflows 64 bits
 constexpr int64_t kMaxLayers = 1 << 16;    // likewise
 constexpr float kMaxTableSteps = 1 << 16;  // high - low of the widest grid that is no UNBOUNDED one
@@ -67,6 +68,7 @@ struct FunctionRecord {
   TableForm form;
   Evaluator evaluator;
   uint64_t table;
+  uint64_t segments;  // 0: none
 };
 
 struct CellRecord {

@@ -84,11 +84,14 @@ const Isa kIsas[] = {
 
 bool is_exact(const Kernels& kernels, Evaluator evaluator) {
   const IeeeScope ieee;
+  Function function;
+  function.evaluator = evaluator;
+  function.input = {1.0f, 1.0f, kLeastEvaluated, kLargestEvaluated, 0};
   for (int i = kLeastEvaluated; i <= kLargestEvaluated; ++i) {
     const auto steps = static_cast<float>(i);
     const float expected = scalar_evaluate(evaluator, steps);
     float value;
-    kernels.evaluate(evaluator, &steps, 1, &value);
+    kernels.evaluate(function, &steps, 1, &value);
     if (std::memcmp(&value, &expected, sizeof value) != 0) return false;
   }
   return true;

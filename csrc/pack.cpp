@@ -5,10 +5,10 @@
 #include <cstring>
 #include <stdexcept>
 #include <string>
-#include <tuple>
 
 #include "ieee_scope.h"
 #include "kernels/scalar_evaluate.h"
+#include "segments.h"
 
 namespace lstm_quant {
 namespace {
@@ -111,20 +111,29 @@ float dequantized(const MatrixSource& source, int64_t row, int64_t k) {
   return static_cast<float>(source.int8_weights[row * source.depth + k] - source.zero_points[row]) * source.scales[row];
 }
 
-// The table in 16 bits, if `grid` gives every value back exactly from them.
-std::vector<char> as_uint16(const TableSource& source, const Grid& grid) {
-  std::vector<char> content(source.count * sizeof(uint16_t));
-  for (int64_t i = 0; i < source.count; ++i) {
-    const float steps = std::nearbyint(source.values[i] / grid.scale) - grid.low;
-    if (!(0 <= steps && steps <= UINT16_MAX) || (steps + grid.low) * grid.scale != source.values[i]) return {};
-    const auto entry = static_cast<uint16_t>(steps);
-    std::memcpy(content.data() + i * sizeof entry, &entry, sizeof entry);
-  }
-  return content;
-}
-
 bool is_same(float a, float b) {
   return std::memcmp(&a, &b, sizeof a) == 0;
+}
+
+// The table in steps from the zero of `grid`; empty unless these give every value back.
+std::vector<float> in_steps(const TableSource& source, const Grid& grid) {
+  std::vector<float> all(source.count);
+  for (int64_t i = 0; i < source.count; ++i) {
+    const float steps = std::nearbyint(source.values[i] / grid.scale) + 0.0f;
+    if (!(grid.low <= steps && steps <= grid.high) || !is_same(steps * grid.scale, source.values[i])) return {};
+    all[i] = steps;
+  }
+  return all;
+}
+
+// Steps from `low`; empty unless they fit.
+std::vector<uint16_t> as_uint16(const std::vector<float>& steps, float low) {
+  std::vector<uint16_t> entries;
+  for (float s : steps) {
+    if (s - low > UINT16_MAX) return {};
+    entries.push_back(static_cast<uint16_t>(s - low));
+  }
+  return entries;
 }
 
 // The evaluation that gives every entry of the table.
@@ -142,11 +151,8 @@ Evaluator find_evaluator(const TableSource& source, const Grid& input) {
 
 }  // namespace
 
-bool Packer::Table::operator<(const Table& other) const {
-  return std::tie(form, content) < std::tie(other.form, other.content);
-}
-
 Packer::Packer(const Sizes& sizes, std::vector<CellSource> cells) : sources_(std::move(cells)) {
+  const IeeeScope ieee;
   header_ = {kBlobMagic, kBlobVersion, sizeof(CellRecord), 0, sizes, 0};
   header_.bytes = sizeof(BlobHeader) + sources_.size() * sizeof(CellRecord);
   for (size_t i = 0; i < sources_.size(); ++i) {
@@ -159,12 +165,11 @@ Packer::Packer(const Sizes& sizes, std::vector<CellSource> cells) : sources_(std
       lay_out_projection(source.hidden, grids.hx, record.hidden);
       for (int gate = 0; gate < kGates; ++gate) {
         const Grid& again = grids.outputs_again[gate];
-        lay_out_function(kFunctionNames[gate], source.tables[gate], grids.gates[gate],
+        lay_out_function(gate, source.tables[gate], grids.gates[gate],
                          again.present() ? again : grids.gate_outputs[gate], record.functions[gate]);
       }
       const Grid& tanh_input = grids.tanh_cy_input.present() ? grids.tanh_cy_input : grids.fgate_cx_igate_cgate;
-      lay_out_function(kFunctionNames[kTanhCy], source.tables[kTanhCy], tanh_input, grids.tanh_cy,
-                       record.functions[kTanhCy]);
+      lay_out_function(kTanhCy, source.tables[kTanhCy], tanh_input, grids.tanh_cy, record.functions[kTanhCy]);
     } catch (const std::runtime_error& error) {
       throw std::runtime_error("layer " + std::to_string(i / sizes.num_directions) + ", direction " +
                                std::to_string(i % sizes.num_directions) + ": " + error.what());
@@ -195,28 +200,53 @@ void Packer::lay_out_projection(const MatrixSource& source, const Grid& grid, Pr
   record.biases = reserve(outputs * sizeof(float));
 }
 
-void Packer::lay_out_function(const char* part, const TableSource& source, const Grid& input, const Grid& output,
+// The place of an array; equal ones share it.
+uint64_t Packer::share(const void* content, size_t bytes) {
+  const char* first = static_cast<const char*>(content);
+  const auto [place, is_new] = shared_.try_emplace({first, first + bytes}, 0);
+  if (is_new) place->second = reserve(bytes);
+  return place->second;
+}
+
+void Packer::lay_out_function(int index, const TableSource& source, const Grid& input, const Grid& output,
                               FunctionRecord& record) {
   const int64_t entries = input.present() ? static_cast<int64_t>(input.high - input.low) + 1 : 0;
   if (source.count != entries) {
-    throw std::runtime_error("part " + std::string(part) + ": its table must have " + std::to_string(entries) +
-                             " entries, got " + std::to_string(source.count));
+    throw std::runtime_error("part " + std::string(kFunctionNames[index]) + ": its table must have " +
+                             std::to_string(entries) + " entries, got " + std::to_string(source.count));
   }
   if (entries == 0) return;
-  Table table{TableForm::kUint16, {}};
-  if (entries > kSmallTable && output.present()) table.content = as_uint16(source, output);
-  if (table.content.empty()) {
-    const char* bytes = reinterpret_cast<const char*>(source.values);
-    table = {TableForm::kFloat, std::vector<char>(bytes, bytes + entries * sizeof(float))};
+  LaidOutFunction function{is_tanh(index), input, output, {}};
+  std::vector<float> steps;
+  std::vector<uint16_t> small;
+  if (output.present()) steps = in_steps(source, output);
+  if (entries > kSmallTable) small = as_uint16(steps, output.low);
+  if (small.empty()) {
+    function.record.form = TableForm::kFloat;
+    function.record.table = share(source.values, entries * sizeof(float));
+  } else {
+    function.record.form = TableForm::kUint16;
+    function.record.table = share(small.data(), entries * sizeof(uint16_t));
   }
-  record.form = table.form;
-  auto place = tables_.find(table);
-  if (place == tables_.end()) {
-    const uint64_t offset = reserve(table.content.size());
-    place = tables_.emplace(std::move(table), offset).first;
+  const auto known = std::find_if(functions_.begin(), functions_.end(), [&](const LaidOutFunction& other) {
+    return other.is_tanh == function.is_tanh && other.input == input && other.output == output &&
+           other.record.form == function.record.form && other.record.table == function.record.table;
+  });
+  if (known != functions_.end()) {
+    record = known->record;
+    return;
   }
-  record.table = place->second;
-  record.evaluator = find_evaluator(source, input);
+  find_evaluation(source, std::move(steps), function);
+  functions_.push_back(function);
+  record = function.record;
+}
+
+// What gives the table's values without looking them up, if anything does.
+void Packer::find_evaluation(const TableSource& source, std::vector<float> steps, LaidOutFunction& function) {
+  function.record.evaluator = find_evaluator(source, function.input);
+  if (function.record.evaluator != Evaluator::kNone || steps.empty()) return;
+  const auto segments = find_segments({function.is_tanh, function.input, function.output, std::move(steps)});
+  if (segments) function.record.segments = share(&*segments, sizeof *segments);
 }
 
 void Packer::write_projection(const MatrixSource& source, const ProjectionRecord& record, const Grid& grid,
@@ -254,9 +284,7 @@ void Packer::write(uint8_t* blob) const {
     write_projection(sources_[i].input, records_[i].input, records_[i].grids.x, blob);
     write_projection(sources_[i].hidden, records_[i].hidden, records_[i].grids.hx, blob);
   }
-  for (const auto& [table, offset] : tables_) {
-    std::memcpy(blob + offset, table.content.data(), table.content.size());
-  }
+  for (const auto& [content, offset] : shared_) std::memcpy(blob + offset, content.data(), content.size());
 }
 
 }  // namespace lstm_quant

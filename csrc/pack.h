@@ -44,24 +44,28 @@ class Packer {
   void write(uint8_t* blob) const;
 
  private:
-  // A table as it is stored; equal ones share a place.
-  struct Table {
-    TableForm form;
-    std::vector<char> content;
-    bool operator<(const Table& other) const;
+  // A function as it is stored. Most cells have the same ones.
+  struct LaidOutFunction {
+    bool is_tanh;
+    Grid input;
+    Grid output;
+    FunctionRecord record;
   };
 
   uint64_t reserve(uint64_t bytes);
+  uint64_t share(const void* content, size_t bytes);
   void lay_out_projection(const MatrixSource& source, const Grid& grid, ProjectionRecord& record);
-  void lay_out_function(const char* part, const TableSource& source, const Grid& input, const Grid& output,
+  void lay_out_function(int index, const TableSource& source, const Grid& input, const Grid& output,
                         FunctionRecord& record);
+  void find_evaluation(const TableSource& source, std::vector<float> steps, LaidOutFunction& function);
   void write_projection(const MatrixSource& source, const ProjectionRecord& record, const Grid& grid,
                         uint8_t* blob) const;
 
   BlobHeader header_{};
   std::vector<CellSource> sources_;
   std::vector<CellRecord> records_;
-  std::map<Table, uint64_t> tables_;  // to their offsets
+  std::map<std::vector<char>, uint64_t> shared_;  // content of tables and the like, to its offset
+  std::vector<LaidOutFunction> functions_;
 };
 
 }  // namespace lstm_quant

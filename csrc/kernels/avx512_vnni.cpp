@@ -6,7 +6,7 @@
 //
 // Measured on Zen 4 (EPYC, 3.7 GHz, one thread): 1024->1024 with 64 rows 232 G products/s of 236; from 3 rows 220 or
 // more; one row reads 1 to 4 MB of weights at 95 to 100 GB/s, plain reads 100 to 118; tail 1.75 ns a unit with its
-// loads.
+// loads, 2.4 with a 16-bit grid on every part.
 #ifdef __x86_64__
 
 #include <immintrin.h>

@@ -48,8 +48,12 @@ double tanh_of(double x) {
 
 }  // namespace
 
+double double_function(bool is_tanh, double v) {
+  return is_tanh ? tanh_of(v) : sigmoid(v);
+}
+
 float float_function(bool is_tanh, float v) {
-  return static_cast<float>(is_tanh ? tanh_of(v) : sigmoid(v));
+  return static_cast<float>(double_function(is_tanh, v));
 }
 
 }  // namespace lstm_quant

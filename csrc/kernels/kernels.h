@@ -72,9 +72,25 @@ struct Projection {
 enum class Evaluator : uint32_t { kNone, kSigmoid12, kTanh12, kTanh10 };
 constexpr int kEvaluators = 4;
 
+// A table as polynomials over pieces of its grid: segments-inl.h.
+constexpr int kPieces = 32;
+constexpr int kMostPieceDegree = 6;
+struct alignas(kAlign) Segments {
+  float origin[kPieces];
+  float value[kPieces];
+  float coefficients[kMostPieceDegree][kPieces];  // of t, t * t and so on
+  // Where the outermost entries that change are evaluated: their steps, or fractions beside them if the output's grid
+  // cuts the function there.
+  float low, high;
+  float per_step;  // pieces
+  float first;
+  int32_t degree;  // from 1 to kMostPieceDegree
+};
+
 // Sigmoid or tanh.
 // - input present: the value is entry steps(v, input) - input.low of a table. It is either table[i] or, where table is
 //   null, (table16[i] + output.low) * output.scale. An evaluator other than kNone gives the same values from the steps.
+//   So do segments, which may be null: they give the steps of the output's grid.
 // - input absent: on_grid(on_grid(float_function(v), output), output_again), see float_function.h.
 struct Function {
   bool is_tanh = false;
@@ -84,9 +100,13 @@ struct Function {
   Grid output_again;  // seldom present: cells that quantize a gate twice
   const float* table = nullptr;
   const uint16_t* table16 = nullptr;
+  const Segments* segments = nullptr;
 };
 
 constexpr int kTanhCy = kGates;  // index of the fifth function, tanh of the cell state
+constexpr bool is_tanh(int function) {
+  return function == 2 || function == kTanhCy;
+}
 
 // One direction of one layer. A step does for each row and unit, with g one of the gates i, f, c, o:
 //   gate[g]  = functions[g](igates[g] + projected by hidden[g])
@@ -168,9 +188,9 @@ struct Kernels {
   void (*quantize)(const Grid& grid, const float* values, size_t count, uint8_t* operand);
   void (*project)(const ProjectArgs& args);
   void (*step)(const StepArgs& args);
-  // values[i] = what `evaluator` gives for steps[i] (integers within the table's grid): checked against the scalar
-  // evaluation over the whole grid before `step` is handed a Function with that evaluator. Null: no evaluators.
-  void (*evaluate)(Evaluator evaluator, const float* steps, size_t count, float* values);
+  // results[i] = function(values[i]), as in `step`, for checks: of the evaluators over their whole grids, before `step`
+  // is handed a Function with one. Null: neither evaluators nor segments, `step` takes the tables.
+  void (*evaluate)(const Function& function, const float* values, size_t count, float* results);
   // Whether `step` takes StepArgs::ahead, for projections that are both Sums::kInt8.
   bool projects_ahead = false;
 };

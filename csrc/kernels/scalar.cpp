@@ -10,6 +10,7 @@ namespace {
 
 struct Scalar {
   static constexpr int kLanes = 1;
+  static constexpr bool kHasSegments = false;
   using F = float;
   using I = int32_t;
 

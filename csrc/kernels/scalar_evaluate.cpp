@@ -1,8 +1,10 @@
 #include "scalar_evaluate.h"
 
 #include <cmath>
+#include <cstring>
 
 #include "evaluate-inl.h"
+#include "segments-inl.h"
 
 namespace lstm_quant {
 namespace {
@@ -18,12 +20,28 @@ struct FusedScalar {
   static F fma(F a, F b, F c) { return std::fmaf(a, b, c); }
   static F min(F a, F b) { return a < b ? a : b; }
   static F max(F a, F b) { return a > b ? a : b; }
+  static int lowest_bits(F number) {
+    uint32_t bits;
+    std::memcpy(&bits, &number, sizeof bits);
+    return bits % kPieces;
+  }
+  static F pick(const float* table, F number) { return table[lowest_bits(number)]; }
 };
 
 }  // namespace
 
 float scalar_evaluate(Evaluator evaluator, float steps) {
   return rational<FusedScalar>(evaluator, steps);
+}
+
+float scalar_evaluate(const Segments& segments, float steps) {
+  float value = FusedScalar::min(FusedScalar::max(steps, segments.low), segments.high);
+  segments_within<FusedScalar, 1>(segments, &value);
+  return value;
+}
+
+int scalar_piece(const Segments& segments, float steps) {
+  return FusedScalar::lowest_bits(std::fmaf(steps, segments.per_step, segments.first));
 }
 
 }  // namespace lstm_quant

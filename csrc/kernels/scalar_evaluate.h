@@ -1,4 +1,5 @@
-// The evaluations of evaluators.h in portable code: what a table, and every ISA's own evaluation, is compared with.
+// The evaluations of evaluators.h and segments-inl.h in portable code: what a table, and every ISA's own evaluation, is
+// compared with.
 #pragma once
 
 #include "kernels.h"
@@ -9,5 +10,10 @@ constexpr int kLeastEvaluated = -2048;   // the evaluations are compared for all
 constexpr int kLargestEvaluated = 2047;  // from here to there, and used only within
 
 float scalar_evaluate(Evaluator evaluator, float steps);
+
+// The output's steps for any of the input's.
+float scalar_evaluate(const Segments& segments, float steps);
+// The piece that `steps` belong to.
+int scalar_piece(const Segments& segments, float steps);
 
 }  // namespace lstm_quant

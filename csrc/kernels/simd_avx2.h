@@ -11,6 +11,7 @@ namespace {
 
 struct Avx2 {
   static constexpr int kLanes = 8;
+  static constexpr bool kHasSegments = false;
   using F = __m256;
   using I = __m256i;
 

@@ -5,12 +5,14 @@
 
 #include "evaluate-inl.h"
 #include "kernels.h"
+#include "segments-inl.h"
 
 namespace lstm_quant {
 namespace {
 
 struct Avx512 {
   static constexpr int kLanes = 16;
+  static constexpr bool kHasSegments = true;
   using F = __m512;
   using I = __m512i;
 
@@ -41,6 +43,9 @@ struct Avx512 {
   static F lookup16(const uint16_t* table, I i) {
     const I pair = _mm512_i32gather_epi32(i, table, sizeof(uint16_t));
     return to_float(_mm512_and_si512(pair, _mm512_set1_epi32(0xFFFF)));
+  }
+  static F pick(const float* table, F number) {
+    return _mm512_permutex2var_ps(load(table), _mm512_castps_si512(number), load(table + kLanes));
   }
   static void store_u8(uint8_t* p, I v) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(v)); }
   static void store_i32(int32_t* p, I v) { _mm512_storeu_si512(p, v); }

@@ -1,9 +1,9 @@
 // The functions of a Kernels table over the classes of an ISA. Include it inside the target region.
 //
 //   V              vector class, see tail-inl.h
-//   kTailVectors   vectors that the tail of int8() takes side by side
-//   kOverlapBytes  weights of a block up to which a single row's tail goes block by block: then it runs while the next
-//                  block's weights come in
+//   kTailVectors   vectors that the tail of a cell whose form is compiled takes side by side
+//   kOverlapBytes  weights of a block up to which the tail of a single row of int8() goes block by block: then it runs
+//                  while the next block's weights come in
 //   Int8, Wide, Float    Rows -> sums: constructed from (projection, operand, stride, rows, scratch); called with
 //                  (block, first_row, rows, sink), they give each row's sums to sink(row, column, V::F)
 //   Ahead          StepArgs -> sums, for steps with StepArgs::ahead; void: the ISA does not project ahead
@@ -51,7 +51,7 @@ struct KernelsOf {
   // vectors and blocks that the tail takes side by side; its general form, which is mostly table look-ups, gains
   // nothing from more
   template <CellForm kForm>
-  static constexpr size_t kTailVectors = kForm == CellForm::kInt8 ? Isa::kTailVectors : 4;
+  static constexpr size_t kTailVectors = kForm == CellForm::kAny ? 4 : Isa::kTailVectors;
   template <CellForm kForm>
   static constexpr size_t kTailBlocks = kTailVectors<kForm> / kColumns;
 
@@ -70,13 +70,13 @@ struct KernelsOf {
   }
 
   // On whole vectors; the rest is evaluated in a vector of its own.
-  static void evaluate(Evaluator evaluator, const float* steps, size_t count, float* values) {
+  static void evaluate(const Function& function, const float* values, size_t count, float* results) {
     size_t i = 0;
-    for (; i + V::kLanes <= count; i += V::kLanes) V::store(values + i, V::evaluate(evaluator, V::load(steps + i)));
+    for (; i + V::kLanes <= count; i += V::kLanes) V::store(results + i, evaluate_vector(function, values + i));
     if (i == count) return;
     float last[V::kLanes] = {};
-    std::memcpy(last, steps + i, (count - i) * sizeof(float));
-    V::store_first(values + i, V::evaluate(evaluator, V::load(last)), static_cast<int>(count - i));
+    std::memcpy(last, values + i, (count - i) * sizeof(float));
+    V::store_first(results + i, evaluate_vector(function, last), static_cast<int>(count - i));
   }
 
   static void project(const ProjectArgs& args) {
@@ -112,6 +112,12 @@ struct KernelsOf {
  private:
   static constexpr size_t kSumsBytes = kChunkRows * kBlock * sizeof(float);
 
+  static F evaluate_vector(const Function& function, const float* values) {
+    F v = V::load(values);
+    apply<V, 1, CellForm::kAny>(function, &v);
+    return v;
+  }
+
   // Rows of the next chunk: so that the last one is not left with a few, and where so, whole vectors of the tail.
   static size_t chunk_rows(size_t left) {
     const size_t chunks = (left + kChunkRows - 1) / kChunkRows;
@@ -138,6 +144,7 @@ struct KernelsOf {
   template <class BlockSums>
   static void step_with_int8(const StepArgs& args, const BlockSums& block_sums) {
     if (has_int8_form<V>(*args.cell)) return step_with<CellForm::kInt8>(args, block_sums);
+    if (has_grids_form(*args.cell)) return step_with<CellForm::kGrids>(args, block_sums);
     return step_with<CellForm::kAny>(args, block_sums);
   }
 

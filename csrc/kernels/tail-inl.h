@@ -10,6 +10,7 @@
 //   lookup(const float*, I), lookup16(const uint16_t*, I) -> F
 //   store_u8(uint8_t*, I), store_i32(int32_t*, I)
 //   evaluate(Evaluator, F steps): the known tables (only called where Kernels::evaluate is not null)
+//   kHasSegments: whether segments-inl.h takes it; else the tables serve
 //
 // Like all *-inl.h it is in an unnamed namespace: code that is compiled for one ISA must not stand in for another's.
 #pragma once
@@ -17,6 +18,7 @@
 #include "evaluate-inl.h"
 #include "float_function.h"
 #include "kernels.h"
+#include "segments-inl.h"
 
 #define LSTM_QUANT_INLINE inline __attribute__((always_inline))
 
@@ -25,8 +27,9 @@ namespace {
 
 // What is known of a cell when its tail is compiled.
 enum class CellForm {
-  kAny,   // nothing: every part is looked up
-  kInt8,  // that of LSTMQConfig.int8(), see has_int8_form
+  kAny,    // nothing: every part is looked up
+  kInt8,   // that of LSTMQConfig.int8(), see has_int8_form
+  kGrids,  // that of LSTMQConfig.int8_gates16() and its like, see has_grids_form
 };
 
 // Whether the gates' sums and tanh's input are on grids of evaluators, h is its own operand, and all else is float32.
@@ -48,6 +51,21 @@ bool has_int8_form(const Cell& cell) {
   return cell.hidden.sums == Sums::kInt8 && cell.h_is_operand && cell.ogate_cy.present();
 }
 
+// Whether every part has a grid, the cell state keeps its own, and h is its own operand.
+inline bool has_grids_form(const Cell& cell) {
+  for (const Function& function : cell.functions) {
+    if (!function.input.present()) return false;
+  }
+  for (const Grid& grid : cell.hidden.output) {
+    if (!grid.present()) return false;
+  }
+  const Grid* const grids[] = {&cell.fgate_cx, &cell.igate_cgate, &cell.cell, &cell.ogate_cy};
+  for (const Grid* grid : grids) {
+    if (!grid->present()) return false;
+  }
+  return cell.hidden.sums == Sums::kInt8 && cell.h_is_operand && !cell.cx.present();
+}
+
 // A grid's steps as floats; -0.0 may appear.
 template <class V>
 LSTM_QUANT_INLINE typename V::F round_to(typename V::F v, const Grid& grid) {
@@ -65,10 +83,13 @@ LSTM_QUANT_INLINE typename V::F on_grid(typename V::F v, const Grid& grid) {
   return grid.present() ? dequantize<V>(round_to<V>(v, grid), grid) : v;
 }
 
-// on_grid, of a grid that is absent in CellForm::kInt8.
+// on_grid, of a grid within the cell that is absent in CellForm::kInt8 and present in CellForm::kGrids, where -0.0 may
+// stay: no sum, product or rounding tells it from 0.0, and what a step writes is made without it.
 template <class V, CellForm kForm>
-LSTM_QUANT_INLINE typename V::F on_any_grid(typename V::F v, const Grid& grid) {
-  return kForm == CellForm::kInt8 ? v : on_grid<V>(v, grid);
+LSTM_QUANT_INLINE typename V::F on_inner_grid(typename V::F v, const Grid& grid) {
+  if constexpr (kForm == CellForm::kInt8) return v;
+  if constexpr (kForm == CellForm::kGrids) return V::mul(round_to<V>(v, grid), V::set(grid.scale));
+  return on_grid<V>(v, grid);
 }
 
 template <class V>
@@ -77,6 +98,21 @@ LSTM_QUANT_INLINE typename V::F float_function_of(typename V::F v, const Functio
   V::store(lanes, v);
   for (float& lane : lanes) lane = float_function(function.is_tanh, lane);
   return on_grid<V>(on_grid<V>(V::load(lanes), function.output), function.output_again);
+}
+
+// Sigmoid or tanh by segments.
+template <class V, int N>
+LSTM_QUANT_INLINE void apply_segments(const Function& function, typename V::F* v) {
+  const Segments& segments = *function.segments;
+#pragma GCC unroll 8
+  for (int j = 0; j < N; ++j) {
+    // the limits lie within the grid's, and may be fractions
+    const auto steps = V::round(V::mul(v[j], V::set(function.input.inv_scale)));
+    v[j] = V::min(V::max(steps, V::set(segments.low)), V::set(segments.high));
+  }
+  segments_within<V, N>(segments, v);
+#pragma GCC unroll 8
+  for (int j = 0; j < N; ++j) v[j] = V::mul(v[j], V::set(function.output.scale));
 }
 
 // Sigmoid or tanh of N vectors in place.
@@ -93,7 +129,10 @@ LSTM_QUANT_INLINE void apply(const Function& function, typename V::F* v) {
     rational_within<V, N>(r, v);
     return;
   }
-  if (!function.input.present()) {
+  if constexpr (V::kHasSegments) {
+    if (function.segments != nullptr) return apply_segments<V, N>(function, v);
+  }
+  if (kForm != CellForm::kGrids && !function.input.present()) {
     for (int j = 0; j < N; ++j) v[j] = float_function_of<V>(v[j], function);
     return;
   }
@@ -147,7 +186,7 @@ LSTM_QUANT_INLINE void gate(const StepArgs& args, const Tile<V, N, kAlongRows>& 
     const auto sum = V::load(sums + gate * kUnits + tile.tile_row(j) * kBlock + column);
     const auto hgate = V::add(V::mul(sum, V::load(multipliers + column)), V::load(biases + column));
     const auto igate = V::load(igates + tile.tile_row(j) * args.igates_stride + column);
-    v[j] = V::add(igate, on_any_grid<V, kForm>(hgate, hidden.output[gate]));
+    v[j] = V::add(igate, on_inner_grid<V, kForm>(hgate, hidden.output[gate]));
   }
   apply<V, N, kForm>(args.cell->functions[gate], v);
 }
@@ -160,10 +199,11 @@ LSTM_QUANT_INLINE void update_cell(const StepArgs& args, const Tile<V, N, kAlong
 #pragma GCC unroll 8
   for (int j = 0; j < N; ++j) {
     float* state = args.c + tile.row(j) * args.c_stride + tile.unit(j);
-    const auto cx = on_any_grid<V, kForm>(V::load(state), cell.cx);
-    const auto fgate_cx = on_any_grid<V, kForm>(V::mul(gates[1][j], cx), cell.fgate_cx);
-    const auto igate_cgate = on_any_grid<V, kForm>(V::mul(gates[0][j], gates[2][j]), cell.igate_cgate);
-    const auto cy = on_any_grid<V, kForm>(V::add(fgate_cx, igate_cgate), cell.cell);
+    const auto cx = kForm == CellForm::kAny ? on_grid<V>(V::load(state), cell.cx) : V::load(state);
+    const auto fgate_cx = on_inner_grid<V, kForm>(V::mul(gates[1][j], cx), cell.fgate_cx);
+    const auto igate_cgate = on_inner_grid<V, kForm>(V::mul(gates[0][j], gates[2][j]), cell.igate_cgate);
+    const auto sum = V::add(fgate_cx, igate_cgate);
+    const auto cy = kForm == CellForm::kInt8 ? sum : on_grid<V>(sum, cell.cell);
     V::store(state, cy);
     c[j] = cy;
   }
@@ -175,7 +215,7 @@ LSTM_QUANT_INLINE void store_operand(const StepArgs& args, size_t row, size_t un
                                      typename V::F steps) {
   const Cell& cell = *args.cell;
   char* out = static_cast<char*>(args.h_next) + row * args.h_stride;
-  if constexpr (kForm == CellForm::kInt8) {
+  if constexpr (kForm != CellForm::kAny) {
     V::store_u8(reinterpret_cast<uint8_t*>(out) + unit, V::to_int(V::sub(steps, V::set(cell.hx.low))));
     return;
   }
@@ -213,7 +253,7 @@ LSTM_QUANT_INLINE void tail(const StepArgs& args, const Tile<V, N, kAlongRows>& 
   F c[N];
   update_cell<V, kForm>(args, tile, gates, c);
   apply<V, N, kForm>(cell.functions[kTanhCy], c);
-  const bool on_ogate_cy = kForm == CellForm::kInt8 || cell.ogate_cy.present();
+  const bool on_ogate_cy = kForm != CellForm::kAny || cell.ogate_cy.present();
   const Grid ogate_cy = cell.ogate_cy;
 #pragma GCC unroll 8
   for (int j = 0; j < N; ++j) {

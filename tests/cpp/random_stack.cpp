@@ -152,7 +152,8 @@ std::vector<double> RandomStack::grids(Dice& dice, Style style) {
   for (int i = 0; i < kParts; ++i) {
     if (mixed && dice.chance(0.4)) continue;
     const double range = i == kX ? 3 : i >= kIgates && i < kOutputs ? 8 : i >= kFgateCx && i <= kTanhInput ? 4 : 1.1;
-    const int bits = style == Style::kAllInt8 || i == kX || i == kHx ? 8 : 16;
+    const bool is_byte = style == Style::kAllInt8 || i == kX || i == kHx || (style == Style::kGates16 && i == kOgateCy);
+    const int bits = is_byte ? 8 : 16;
     set_random(dice, row(i), range, mixed ? 2 : bits, mixed ? 16 : bits);
   }
   if (!mixed || dice.chance(0.5)) {

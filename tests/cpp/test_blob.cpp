@@ -82,6 +82,17 @@ TEST(sizes_that_do_not_fit_or_overflow_are_refused) {
   }
 }
 
+TEST(segments_of_an_unknown_degree_are_refused) {
+  AlignedBytes bytes = good_blob(Style::kGates16);
+  const Segments* segments = Blob(bytes.data(), bytes.size()).cell(0).cell.functions[0].segments;
+  CHECK(segments != nullptr);
+  uint8_t* degree = bytes.data() + (reinterpret_cast<const uint8_t*>(&segments->degree) - bytes.data());
+  for (const int32_t value : {-1, 0, kMostPieceDegree + 1, INT32_MAX}) {
+    std::memcpy(degree, &value, sizeof value);
+    CHECK_ERROR(open_all(bytes), "segments of unknown degree");
+  }
+}
+
 TEST(misaligned_blobs_are_refused) {
   const AlignedBytes good = good_blob();
   AlignedBytes moved(good.size() + 1);
@@ -94,8 +105,12 @@ TEST(random_damage_never_reads_or_writes_elsewhere) {
   const std::vector<const Kernels*> usable = tested_kernels();
   for (uint32_t seed = 0; seed < 3000; ++seed) {
     Dice dice(seed);
-    static const AlignedBytes goods[] = {good_blob(), good_blob(Style::kAllInt8), good_blob(Style::kAll16),
-                                         good_blob(Style::kFloat), good_blob(Style::kMixed)};
+    static const AlignedBytes goods[] = {good_blob(),
+                                         good_blob(Style::kAllInt8),
+                                         good_blob(Style::kGates16),
+                                         good_blob(Style::kAll16),
+                                         good_blob(Style::kFloat),
+                                         good_blob(Style::kMixed)};
     AlignedBytes bytes = goods[seed % std::size(goods)];
     const size_t records = sizeof(BlobHeader) + kSizes.cells() * sizeof(CellRecord);
     for (int64_t changes = dice.integer(1, 3); changes > 0; --changes) {
@@ -152,6 +167,17 @@ TEST(equal_tables_are_stored_once) {
   CHECK(first.functions[0].evaluator == Evaluator::kSigmoid12);
   CHECK(first.functions[2].evaluator == Evaluator::kTanh12);
   CHECK(first.functions[kTanhCy].evaluator == Evaluator::kTanh10);
+}
+
+TEST(cells_that_are_all_grids_have_segments) {
+  for (const Style style : {Style::kAllInt8, Style::kGates16}) {
+    const AlignedBytes bytes = good_blob(style);
+    const Cell cell = Blob(bytes.data(), bytes.size()).cell(0).cell;
+    for (const Function& function : cell.functions) {
+      CHECK(function.segments != nullptr);
+      CHECK((function.table16 != nullptr) == (style == Style::kGates16));
+    }
+  }
 }
 
 }  // namespace
