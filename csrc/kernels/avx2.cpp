@@ -62,6 +62,7 @@ struct MaskedDot {
     __m256i mask;
   };
   static constexpr int kOperandBytes = 2 * kGroup;
+  static constexpr bool kPrefetches = true;
   static constexpr int kMaxRows = 3;
   static constexpr int kSplit = 1;
 
@@ -76,6 +77,7 @@ struct MaskedDot {
     return first_sums<V>(block, column, block.offset + kMiddle, row_sum);
   }
   static Sum zero() { return _mm256_setzero_si256(); }
+  static Weights load_once(const char* p) { return load256(p); }
   static Weights load(const char* p) { return load256(p); }
   static Sum add(Sum sum, Operand operand, Weights weights) {
     const __m256i masked = _mm256_xor_si256(weights, operand.mask);
@@ -115,6 +117,7 @@ struct Isa {
   using V = Avx2;
   using Int8 = MaskedSums;
   using Wide = WideSums<WideDot<Avx2, 1>>;
+  using DeltaDot = MaskedDot;
   using Ahead = void;
   static constexpr size_t kTailVectors = 4;
   static constexpr size_t kOverlapBytes = 0;
@@ -127,6 +130,7 @@ const Kernels kAvx2Kernels{"avx2",
                            KernelsOf<Isa>::quantize,
                            KernelsOf<Isa>::project,
                            KernelsOf<Isa>::step,
+                           KernelsOf<Isa>::list_changes,
                            KernelsOf<Isa>::evaluate,
                            KernelsOf<Isa>::kProjectsAhead};
 

@@ -39,6 +39,7 @@ struct VnniDot {
   using Weights = __m512i;
   using Sum = __m512i;
   static constexpr int kOperandBytes = kGroup;
+  static constexpr bool kPrefetches = false;
   static constexpr int kMaxRows = 6;
   static constexpr int kSplit = 2;
 
@@ -65,6 +66,7 @@ struct Isa {
   using V = Avx512;
   using Int8 = DotSums<VnniDot>;
   using Wide = WideSums<WideDot<Avx512, 2>>;
+  using DeltaDot = ChangeDot<VnniDot>;
   using Ahead = AheadSums<VnniDot>;
   static constexpr size_t kTailVectors = 8;
   static constexpr size_t kOverlapBytes = 16 << 10;
@@ -73,8 +75,13 @@ struct Isa {
 
 }  // namespace
 
-const Kernels kAvx512VnniKernels{"avx512_vnni",        KernelsOf<Isa>::quantize, KernelsOf<Isa>::project,
-                                 KernelsOf<Isa>::step, KernelsOf<Isa>::evaluate, KernelsOf<Isa>::kProjectsAhead};
+const Kernels kAvx512VnniKernels{"avx512_vnni",
+                                 KernelsOf<Isa>::quantize,
+                                 KernelsOf<Isa>::project,
+                                 KernelsOf<Isa>::step,
+                                 KernelsOf<Isa>::list_changes,
+                                 KernelsOf<Isa>::evaluate,
+                                 KernelsOf<Isa>::kProjectsAhead};
 
 }  // namespace lstm_quant
 

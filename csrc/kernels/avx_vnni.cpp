@@ -31,6 +31,7 @@ struct VnniDot {
   using Weights = __m256i;
   using Sum = __m256i;
   static constexpr int kOperandBytes = kGroup;
+  static constexpr bool kPrefetches = true;
   static constexpr int kMaxRows = 6;
   static constexpr int kSplit = 1;
 
@@ -44,6 +45,7 @@ struct VnniDot {
     return first_sums<V>(block, column, block.offset, 0);
   }
   static Sum zero() { return _mm256_setzero_si256(); }
+  static Weights load_once(const char* p) { return _mm256_load_si256(reinterpret_cast<const __m256i*>(p)); }
   static Weights load(const char* p) { return in_register(_mm256_load_si256(reinterpret_cast<const __m256i*>(p))); }
   static Sum add(Sum sum, Operand operand, Weights weights) {
     return in_register(_mm256_dpbusd_avx_epi32(sum, operand, weights));
@@ -56,6 +58,7 @@ struct Isa {
   using V = Avx2;
   using Int8 = DotSums<VnniDot>;
   using Wide = WideSums<WideDot<Avx2, 1>>;
+  using DeltaDot = ChangeDot<VnniDot>;
   using Ahead = void;
   static constexpr size_t kTailVectors = 4;
   static constexpr size_t kOverlapBytes = 0;
@@ -64,8 +67,13 @@ struct Isa {
 
 }  // namespace
 
-const Kernels kAvxVnniKernels{"avx_vnni",           KernelsOf<Isa>::quantize, KernelsOf<Isa>::project,
-                              KernelsOf<Isa>::step, KernelsOf<Isa>::evaluate, KernelsOf<Isa>::kProjectsAhead};
+const Kernels kAvxVnniKernels{"avx_vnni",
+                              KernelsOf<Isa>::quantize,
+                              KernelsOf<Isa>::project,
+                              KernelsOf<Isa>::step,
+                              KernelsOf<Isa>::list_changes,
+                              KernelsOf<Isa>::evaluate,
+                              KernelsOf<Isa>::kProjectsAhead};
 
 }  // namespace lstm_quant
 

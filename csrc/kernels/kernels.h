@@ -131,6 +131,23 @@ struct Cell {
   bool h_is_operand = false;  // hx equals ogate_cy: steps(h, hx) are the steps that h was rounded to
 };
 
+// What changed in the operand row of a Sums::kInt8 projection since the row that `sums` stand for. A change is the
+// group it is in and its four bytes' differences, each as a magnitude of at most kMostChange and a mask, 0xFF where the
+// difference is negative and 0 elsewhere; a group with larger differences is listed twice. With them a sum grows by
+// `negatives`, the magnitudes under a mask, and each magnitude * (weight ^ mask), modulo 2**32: -m * weight is
+// m * ~weight + m, and such products of two neighbours fit int16.
+constexpr int kMostChange = 128;
+constexpr size_t kChangesBeyond =
+    8;  // so many changes may be read after the last: groups of the row, without differences
+
+struct Delta {
+  size_t count;
+  int32_t* groups;
+  uint8_t* differences;  // [count][2][kGroup]: magnitudes and masks
+  int32_t negatives;
+  int32_t* sums;  // [block][gate][unit]: read, and written as those of this row
+};
+
 // Input projection of `rows` operand rows for the blocks [first_block, last_block): writes projected to
 // igates[row * igates_stride + (block - first_block) * kBlock + gate * kUnits + unit].
 struct ProjectArgs {
@@ -143,6 +160,8 @@ struct ProjectArgs {
   int32_t first_block;
   int32_t last_block;
   void* scratch;  // scratch_bytes(rows, padded_depth), the calling thread's own
+  // Of a single row: what to make its sums of, instead of `operand`. Null: the operand.
+  const Delta* delta = nullptr;
 };
 
 // A projection of kAheadRows rows in parts: when all have been done, in ascending order, igates are as project would
@@ -174,6 +193,8 @@ struct StepArgs {
   // the same blocks. Null: none.
   const ProjectArgs* ahead = nullptr;
   int32_t ahead_part = 0;
+  // Of a single row, without `ahead`: what to make its sums of, instead of `h`. Null: h.
+  const Delta* delta = nullptr;
 };
 
 // Room for a form of the operand rows with four bytes for each column, a few words for each row, and a tile of sums.
@@ -188,6 +209,9 @@ struct Kernels {
   void (*quantize)(const Grid& grid, const float* values, size_t count, uint8_t* operand);
   void (*project)(const ProjectArgs& args);
   void (*step)(const StepArgs& args);
+  // Lists what changed between two operand rows of `groups` groups: all of Delta but the sums. There is room for twice
+  // as many changes as groups, and kChangesBeyond.
+  void (*list_changes)(const uint8_t* before, const uint8_t* now, size_t groups, Delta& delta);
   // results[i] = function(values[i]), as in `step`, for checks: of the evaluators over their whole grids, before `step`
   // is handed a Function with one. Null: neither evaluators nor segments, `step` takes the tables.
   void (*evaluate)(const Function& function, const float* values, size_t count, float* results);

@@ -1,5 +1,7 @@
 // The portable path, which specifies the others.
+#include <algorithm>
 #include <cmath>
+#include <cstdlib>
 
 #include "kernels.h"
 #include "scalar_sums.h"
@@ -45,7 +47,11 @@ void project(const ProjectArgs& args) {
     const float* biases = projection.biases + block * kBlock;
     for (size_t row = 0; row < args.rows; ++row) {
       float sums[kBlock];
-      scalar_sums(projection, static_cast<const char*>(args.operand) + row * args.operand_stride, block, sums);
+      if (args.delta != nullptr) {
+        scalar_sums(projection, *args.delta, block, sums);
+      } else {
+        scalar_sums(projection, static_cast<const char*>(args.operand) + row * args.operand_stride, block, sums);
+      }
       float* igates = args.igates + row * args.igates_stride + (block - args.first_block) * kBlock;
       for (int i = 0; i < kBlock; ++i) {
         igates[i] = on_grid<Scalar>(sums[i] * multipliers[i] + biases[i], projection.output[i / kUnits]);
@@ -57,7 +63,11 @@ void project(const ProjectArgs& args) {
 void step_block(const StepArgs& args, int32_t block) {
   for (size_t row = 0; row < args.rows; ++row) {
     float sums[kBlock];
-    scalar_sums(args.cell->hidden, static_cast<const char*>(args.h) + row * args.h_stride, block, sums);
+    if (args.delta != nullptr) {
+      scalar_sums(args.cell->hidden, *args.delta, block, sums);
+    } else {
+      scalar_sums(args.cell->hidden, static_cast<const char*>(args.h) + row * args.h_stride, block, sums);
+    }
     for (int unit = 0; unit < kUnits; ++unit) {
       tail<Scalar, CellForm::kAny>(args, Tile<Scalar, 1, false>{row, static_cast<size_t>(block * kUnits + unit)},
                                    sums + unit);
@@ -73,8 +83,32 @@ void step(const StepArgs& args) {
   }
 }
 
+void list_changes(const uint8_t* before, const uint8_t* now, size_t groups, Delta& delta) {
+  delta.count = 0;
+  delta.negatives = 0;
+  for (size_t group = 0; group < groups; ++group, before += kGroup, now += kGroup) {
+    int magnitudes[kGroup];
+    for (int i = 0; i < kGroup; ++i) {
+      magnitudes[i] = std::abs(now[i] - before[i]);
+      if (now[i] < before[i]) delta.negatives += magnitudes[i];
+    }
+    while (std::any_of(magnitudes, magnitudes + kGroup, [](int m) { return m > 0; })) {
+      uint8_t* change = delta.differences + delta.count * 2 * kGroup;
+      for (int i = 0; i < kGroup; ++i) {
+        const int part = std::min(magnitudes[i], kMostChange);
+        change[i] = static_cast<uint8_t>(part);
+        change[kGroup + i] = now[i] < before[i] ? 0xFF : 0;
+        magnitudes[i] -= part;
+      }
+      delta.groups[delta.count++] = static_cast<int32_t>(group);
+    }
+  }
+  std::fill_n(delta.groups + delta.count, kChangesBeyond, 0);
+  std::fill_n(delta.differences + delta.count * 2 * kGroup, kChangesBeyond * 2 * kGroup, uint8_t{0});
+}
+
 }  // namespace
 
-const Kernels kScalarKernels{"scalar", quantize, project, step, nullptr};
+const Kernels kScalarKernels{"scalar", quantize, project, step, list_changes, nullptr};
 
 }  // namespace lstm_quant

@@ -60,4 +60,24 @@ void scalar_sums(const Projection& projection, const void* operand, int32_t bloc
   }
 }
 
+void scalar_sums(const Projection& projection, const Delta& delta, int32_t block, float* sums) {
+  int32_t* kept = delta.sums + block * kBlock;
+  uint32_t totals[kBlock];
+  for (int i = 0; i < kBlock; ++i) totals[i] = static_cast<uint32_t>(kept[i]) + static_cast<uint32_t>(delta.negatives);
+  for (size_t change = 0; change < delta.count; ++change) {
+    const int8_t* weights = block_weights<int8_t>(projection, block) + delta.groups[change] * kBlock * kGroup;
+    const uint8_t* magnitudes = delta.differences + change * 2 * kGroup;
+    const uint8_t* masks = magnitudes + kGroup;
+    for (int i = 0; i < kBlock; ++i) {
+      int32_t dot = 0;
+      for (int e = 0; e < kGroup; ++e) dot += magnitudes[e] * static_cast<int8_t>(weights[i * kGroup + e] ^ masks[e]);
+      totals[i] += static_cast<uint32_t>(dot);
+    }
+  }
+  for (int i = 0; i < kBlock; ++i) {
+    kept[i] = static_cast<int32_t>(totals[i]);
+    sums[i] = static_cast<float>(kept[i]);
+  }
+}
+
 }  // namespace lstm_quant

@@ -9,4 +9,7 @@ namespace lstm_quant {
 // sums[kBlock]: [gate][unit], as Projection says.
 void scalar_sums(const Projection& projection, const void* operand, int32_t block, float* sums);
 
+// The same from what changed in the row.
+void scalar_sums(const Projection& projection, const Delta& delta, int32_t block, float* sums);
+
 }  // namespace lstm_quant

@@ -34,6 +34,13 @@ struct Avx2 {
   static F to_float(I v) { return _mm256_cvtepi32_ps(v); }
   static I load_i32(const int32_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
   static I set_i32(int32_t v) { return _mm256_set1_epi32(v); }
+  static I add_i32(I a, I b) { return _mm256_add_epi32(a, b); }
+  static I bit_xor(I a, I b) { return _mm256_xor_si256(a, b); }
+  static uint32_t differing(I a, I b) {
+    return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_castsi256_ps(_mm256_cmpeq_epi32(a, b)))) ^ 0xFF;
+  }
+  static I excess_u8(I a, I b) { return _mm256_subs_epu8(a, b); }
+  static I nonzero_bytes(I v) { return bit_xor(_mm256_cmpeq_epi8(v, _mm256_setzero_si256()), _mm256_set1_epi8(-1)); }
   // a + b * c, modulo 2**32
   static I add_product(I a, I b, int32_t c) { return _mm256_add_epi32(a, _mm256_mullo_epi32(b, set_i32(c))); }
   static I even_bytes(I v) { return _mm256_srai_epi16(_mm256_slli_epi16(v, 8), 8); }

@@ -34,6 +34,11 @@ struct Avx512 {
   static F to_float(I v) { return _mm512_cvtepi32_ps(v); }
   static I load_i32(const int32_t* p) { return _mm512_loadu_si512(p); }
   static I set_i32(int32_t v) { return _mm512_set1_epi32(v); }
+  static I add_i32(I a, I b) { return _mm512_add_epi32(a, b); }
+  static I bit_xor(I a, I b) { return _mm512_xor_si512(a, b); }
+  static uint32_t differing(I a, I b) { return _mm512_cmpneq_epi32_mask(a, b); }
+  static I excess_u8(I a, I b) { return _mm512_subs_epu8(a, b); }
+  static I nonzero_bytes(I v) { return _mm512_movm_epi8(_mm512_test_epi8_mask(v, v)); }
   // a + b * c, modulo 2**32
   static I add_product(I a, I b, int32_t c) { return _mm512_add_epi32(a, _mm512_mullo_epi32(b, set_i32(c))); }
   static I even_bytes(I v) { return _mm512_srai_epi16(_mm512_slli_epi16(v, 8), 8); }

@@ -6,6 +6,7 @@
 //                  while the next block's weights come in
 //   Int8, Wide, Float    Rows -> sums: constructed from (projection, operand, stride, rows, scratch); called with
 //                  (block, first_row, rows, sink), they give each row's sums to sink(row, column, V::F)
+//   DeltaDot       Dot for sums from what changed, see delta-inl.h
 //   Ahead          StepArgs -> sums, for steps with StepArgs::ahead; void: the ISA does not project ahead
 #pragma once
 
@@ -13,6 +14,7 @@
 #include <type_traits>
 
 #include "ahead-inl.h"
+#include "delta-inl.h"
 #include "kernels.h"
 #include "sums-inl.h"
 #include "tail-inl.h"
@@ -84,6 +86,8 @@ struct KernelsOf {
     char* rest = static_cast<char*>(args.scratch) + kSumsBytes;
     switch (projection.sums) {
       case Sums::kInt8:
+        if (args.delta != nullptr)
+          return project_with(args, DeltaSums<typename Isa::DeltaDot>(projection, *args.delta));
         return project_with(args, typename Isa::Int8(projection, args.operand, args.operand_stride, args.rows, rest));
       case Sums::kFloat:
         return project_with(args, typename Isa::Float(projection, args.operand, args.operand_stride, args.rows, rest));
@@ -92,11 +96,18 @@ struct KernelsOf {
     }
   }
 
+  static void list_changes(const uint8_t* before, const uint8_t* now, size_t groups, Delta& delta) {
+    list_all_changes<V>(before, now, groups, delta);
+  }
+
   static void step(const StepArgs& args) {
     const Projection& hidden = args.cell->hidden;
     char* rest = static_cast<char*>(args.scratch) + kSumsBytes;
     switch (hidden.sums) {
       case Sums::kInt8: {
+        if (args.delta != nullptr) {
+          return step_with_int8(args, DeltaSums<typename Isa::DeltaDot>(hidden, *args.delta));
+        }
         if constexpr (kProjectsAhead) {
           if (args.ahead != nullptr) return step_with_int8(args, typename Isa::Ahead(args));
         }

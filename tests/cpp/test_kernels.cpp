@@ -153,6 +153,65 @@ TEST(every_isa_projects_and_steps_as_scalar_does) {
   }
 }
 
+// Room for the changes of a row and the sums that go on by them, of exactly their size.
+struct Kept {
+  explicit Kept(const Projection& projection, int32_t blocks)
+      : groups(zeros((2 * count(projection) + kChangesBeyond) * sizeof(int32_t))),
+        differences(zeros((2 * count(projection) + kChangesBeyond) * 2 * kGroup)),
+        sums(zeros(static_cast<size_t>(blocks) * kBlock * sizeof(int32_t))) {
+    auto* start = reinterpret_cast<int32_t*>(sums.data());  // of a row of zeros
+    for (int32_t i = 0; i < blocks * kBlock; ++i) start[i] = projection.offset * projection.weight_sums[i];
+  }
+  static size_t count(const Projection& projection) { return static_cast<size_t>(projection.padded_depth) / kGroup; }
+
+  Delta changes(const Kernels& kernels, const Projection& projection, const uint8_t* before, const uint8_t* now) {
+    Delta delta{0, reinterpret_cast<int32_t*>(groups.data()), differences.data(), 0,
+                reinterpret_cast<int32_t*>(sums.data())};
+    kernels.list_changes(before, now, count(projection), delta);
+    return delta;
+  }
+
+  AlignedBytes groups, differences, sums;
+};
+
+TEST(sums_by_changes_are_those_of_whole_rows) {
+  Dice dice(22);
+  for (int i = 0; i < 150; ++i) {
+    const RandomStack stack(dice, {dice.integer(1, 300), dice.integer(1, 80), 1, 1}, Style::kInt8Preset);
+    const AlignedBytes bytes = stack.pack();
+    const BoundCell bound = Blob(bytes.data(), bytes.size()).cell(0);
+    const Projection& projection = bound.cell.input;
+    const int32_t blocks = bound.cell.blocks;
+    const size_t columns = static_cast<size_t>(blocks) * kBlock;
+    constexpr size_t kRows = 6;
+    Operand rows(dice, projection, bound.x, kRows);
+    for (size_t row = 1; row < kRows; ++row) {  // some share of the row before stays
+      const float share = dice.real(0, 1.2f);
+      for (size_t k = 0; k < rows.stride; ++k) {
+        uint8_t* now = rows.bytes.data() + row * rows.stride + k;
+        if (dice.chance(std::min(1.0f, share))) *now = *(now - rows.stride);
+      }
+    }
+    AlignedBytes want = zeros(kRows * columns * sizeof(float));
+    AlignedBytes scratch(scratch_bytes(kRows, projection.padded_depth));
+    kScalarKernels.project(
+        {&projection, kRows, rows.bytes.data(), rows.stride, floats(want), columns, 0, blocks, scratch.data()});
+    for (const Kernels* kernels : tested_kernels()) {
+      Kept kept(projection, blocks);
+      AlignedBytes got = zeros(columns * sizeof(float)), before = zeros(rows.stride);
+      for (size_t row = 0; row < kRows; ++row) {
+        const uint8_t* now = rows.bytes.data() + row * rows.stride;
+        const Delta delta = kept.changes(*kernels, projection, before.data(), now);
+        kernels->project({&projection, 1, nullptr, 0, floats(got), columns, 0, blocks, scratch.data(), &delta});
+        CHECK(same_floats(floats(want) + row * columns, floats(got), columns))
+            << "in row " << row << " of " << kernels->name << ", " << projection.depth << " deep, " << blocks
+            << " blocks";
+        std::memcpy(before.data(), now, rows.stride);
+      }
+    }
+  }
+}
+
 TEST(evaluations_are_exact_on_every_isa) {
   for (const Kernels* kernels : vector_kernels()) {
     const CheckedKernels checked = check_evaluators(*kernels);

@@ -160,7 +160,8 @@ class UnevenParallel final : public Parallel {
 };
 
 TEST(a_crew_that_breaks_up_on_the_way_changes_nothing) {
-  const Kernels kernels{"slow", kScalarKernels.quantize, kScalarKernels.project, slow_step, nullptr};
+  Kernels kernels = kScalarKernels;
+  kernels.step = slow_step;
   for (const int64_t directions : {1, 2}) {
     for (const int64_t layers : {1, 2, 3}) {
       for (const int crew : {2, 3}) {  // members for each direction

@@ -68,16 +68,18 @@ void scalar_step_ahead(const StepArgs& args) {
 }
 
 TEST(a_stream_that_projects_ahead_gives_what_one_call_gives) {
-  const Kernels scalar_ahead{
-      "scalar, ahead", kScalarKernels.quantize, kScalarKernels.project, scalar_step_ahead, nullptr, true};
+  Kernels scalar_ahead = kScalarKernels;
+  scalar_ahead.name = "scalar, ahead";
+  scalar_ahead.step = scalar_step_ahead;
+  scalar_ahead.projects_ahead = true;
   std::vector<const Kernels*> all = tested_kernels();
   all.push_back(&scalar_ahead);
   for (const Kernels* kernels : all) {
     if (!kernels->projects_ahead) continue;
     counted = kernels;
     steps_ahead = 0;
-    const Kernels counting{kernels->name, kernels->quantize, kernels->project,
-                           counting_step, kernels->evaluate, kernels->projects_ahead};
+    Kernels counting = *kernels;
+    counting.step = counting_step;
     const CheckedKernels checked = check_evaluators(counting), scalar = check_evaluators(kScalarKernels);
     for (uint32_t seed = 0; seed < 3; ++seed) {
       Dice dice(seed);
