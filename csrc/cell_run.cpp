@@ -34,6 +34,7 @@ Workspace Workspace::take(Arena& arena, const Sizes& sizes, const Plan& plan) {
   if (plan.ahead) workspace.next_igates = arena.take<float>(rows * blocks * kBlock);
   workspace.output = arena.take<float>(plan.tile_rows * sizes.hidden_size);
   workspace.scratch = arena.take<char>(scratch_bytes(rows, round_up(depth, kUnits)));
+  if (plan.delta) workspace.changes = ChangeList::take(arena, round_up(depth, kDepthStep));
   return workspace;
 }
 
@@ -91,11 +92,14 @@ void CellRun::load_states(const FirstStates& first) const {
 
 void CellRun::load_operands(int64_t step, int64_t count) const {
   const Projection& input = bound.cell.input;
+  const size_t item = operand_item_bytes(input.sums);
   char* operand = workspace.operand;
   for (int64_t s = step; s < step + count; ++s) {
     for (size_t row = 0; row < rows; ++row, operand += operand_stride()) {
       const char* values = static_cast<const char*>(x.data) + position(s) * x.step_bytes + row * x.row_bytes;
       to_operand(kernels, input.sums, bound.x, values, x.dtype, input.depth, operand);
+      // what only pads is not to differ from row to row
+      std::memset(operand + input.depth * item, 0, (input.padded_depth - input.depth) * item);
     }
   }
 }
@@ -114,29 +118,73 @@ ProjectArgs CellRun::projection(int64_t count, int32_t first_block, int32_t last
           first_block,       last_block,   workspace.scratch};
 }
 
+KeptSums* CellRun::kept_input(const Share& mine) const {
+  const bool can = delta != nullptr && bound.cell.input.sums == Sums::kInt8 && mine.blocks() <= plan.group_blocks;
+  return can ? &delta->input : nullptr;
+}
+
+KeptSums* CellRun::kept_hidden() const {
+  return delta != nullptr && bound.cell.hidden.sums == Sums::kInt8 ? &delta->hidden : nullptr;
+}
+
+bool CellRun::input_changes_little(int64_t count, const Share& mine) const {
+  KeptSums* kept = kept_input(mine);
+  if (kept == nullptr) return false;
+  const auto* rows = reinterpret_cast<const uint8_t*>(workspace.operand);
+  return count == 1 ? kept->watch(rows) : kept->watch_all(rows, operand_stride(), count);
+}
+
 void CellRun::run() const {
   float *igates = workspace.igates, *next_igates = workspace.next_igates;
   Share projected{};  // that for which the chunk's igates are there
   for (int64_t start = 0; start < steps; start += plan.chunk_steps) {
     const Share mine = share();
     if (mine.members == 0) return;
+    if (delta != nullptr) delta->set_blocks(mine.first_block, mine.last_block);
     const int64_t count = std::min(plan.chunk_steps, steps - start);
+    bool by_changes = false;
     if (!(projected == mine)) {
       load_operands(start, count);
-      if (mine.blocks() <= plan.group_blocks)
+      by_changes = input_changes_little(count, mine);
+      if (!by_changes && mine.blocks() <= plan.group_blocks)
         kernels.project(projection(count, mine.first_block, mine.last_block, igates));
     }
-    // a shorter chunk takes less time by itself than beside the steps
-    const bool next = projects_ahead() && start + 2 * plan.chunk_steps <= steps;
-    if (next) load_operands(start + count, plan.chunk_steps);
+    // a shorter chunk takes less time by itself than beside the steps, and so do chunks and steps in which little
+    // changes
+    const bool quiet = by_changes || (kept_hidden() != nullptr && kept_hidden()->quiet());
+    bool next = projects_ahead() && !quiet && start + 2 * plan.chunk_steps <= steps;
+    if (next) {
+      load_operands(start + count, plan.chunk_steps);
+      next = !input_changes_little(plan.chunk_steps, mine);
+    }
     const ProjectArgs ahead = projection(plan.chunk_steps, mine.first_block, mine.last_block, next_igates);
     for (int64_t s = 0; s < count; ++s) {
-      step(start + s, s, {mine, igates, next ? &ahead : nullptr});
+      step(start + s, s, {mine, igates, next ? &ahead : nullptr, by_changes});
       crew.meet(mine.members);
     }
     if (next) std::swap(igates, next_igates);
     projected = next ? mine : Share{};
   }
+}
+
+const float* CellRun::project_changes(int64_t in_chunk, const Share& mine) const {
+  const auto* row = reinterpret_cast<const uint8_t*>(workspace.operand) + in_chunk * operand_stride();
+  const bool kept = delta->input.kept();
+  const Delta changed = delta->input.change(kernels, row, workspace.changes);
+  if (!kept || changed.count > 0) {
+    ProjectArgs args = projection(1, mine.first_block, mine.last_block, delta->igates);
+    args.delta = &changed;
+    kernels.project(args);
+  }
+  return delta->igates;
+}
+
+std::optional<Delta> CellRun::hidden_changes(const char* h, const Chunk& chunk) const {
+  KeptSums* kept = kept_hidden();
+  if (kept == nullptr) return std::nullopt;
+  const auto* row = reinterpret_cast<const uint8_t*>(h);
+  if (!kept->watch(row) || chunk.ahead != nullptr) return std::nullopt;
+  return kept->change(kernels, row, workspace.changes);
 }
 
 void CellRun::step(int64_t step, int64_t in_chunk, const Chunk& chunk) const {
@@ -158,6 +206,9 @@ void CellRun::step(int64_t step, int64_t in_chunk, const Chunk& chunk) const {
   args.ahead = chunk.ahead;
   args.ahead_part = static_cast<int32_t>(in_chunk);
   args.scratch = workspace.scratch;
+  const float* igates = chunk.by_changes ? project_changes(in_chunk, mine) : nullptr;
+  const std::optional<Delta> changed = hidden_changes(state.h[odd], chunk);
+  if (changed.has_value()) args.delta = &*changed;
   // a single group was projected ahead of the chunk, several are as they come
   const int32_t group = std::min(plan.group_blocks, mine.blocks());
   for (int32_t begin = 0; begin < mine.blocks(); begin += group) {
@@ -166,7 +217,7 @@ void CellRun::step(int64_t step, int64_t in_chunk, const Chunk& chunk) const {
     args.last_block = args.first_block + length;
     if (group < mine.blocks()) kernels.project(projection(1, args.first_block, args.last_block, chunk.igates));
     args.igates_stride = static_cast<size_t>(length) * kBlock;
-    args.igates = chunk.igates + in_chunk * rows * args.igates_stride;
+    args.igates = chunk.by_changes ? igates : chunk.igates + in_chunk * rows * args.igates_stride;
     kernels.step(args);
   }
   if (to_integers) store_integers(step, mine);

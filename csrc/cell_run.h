@@ -3,8 +3,10 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 
 #include "blob.h"
+#include "delta.h"
 #include "lstm.h"
 #include "memory.h"
 #include "plan.h"
@@ -61,6 +63,8 @@ struct Workspace {
   float* next_igates = nullptr;  // of the chunk that is projected ahead
   float* output = nullptr;       // float32 rows where the caller wants integers
   void* scratch = nullptr;
+  ChangeList changes;
+  CellDelta* deltas = nullptr;  // of all cells; null: no delta steps
 
   static Workspace take(Arena& arena, const Sizes& sizes, const Plan& plan);
 };
@@ -84,6 +88,7 @@ struct CellRun {
   Sink output;
   CellState state;
   Workspace workspace;
+  CellDelta* delta;  // null: no delta steps
   Crew& crew;
   int member;
   int members;
@@ -100,6 +105,7 @@ struct CellRun {
     Share share;
     float* igates;
     const ProjectArgs* ahead;  // projects the next one, a part at each step; null: no part of it
+    bool by_changes;           // the igates are made at each step, of what changed in x
   };
 
   // Asked for at the start of a chunk of steps and kept for all of it.
@@ -108,9 +114,18 @@ struct CellRun {
   int64_t position(int64_t step) const { return backward ? steps - 1 - step : step; }
   char* output_row(int64_t step, size_t row) const;
   void load_operands(int64_t step, int64_t count) const;
-  // Whether the next chunk is projected beside the steps of this one.
+  // Whether the next chunk can be projected beside the steps of this one.
   bool projects_ahead() const;
+  // Null where delta steps cannot be.
+  KeptSums* kept_input(const Share& share) const;
+  KeptSums* kept_hidden() const;
+  // Whether the rows that load_operands left are to be projected step by step, by what changed from one to the next.
+  bool input_changes_little(int64_t count, const Share& share) const;
   ProjectArgs projection(int64_t count, int32_t first_block, int32_t last_block, float* igates) const;
+  // The igates of a step whose x changed little.
+  const float* project_changes(int64_t in_chunk, const Share& share) const;
+  // What changed in h, where the step is to go on by that.
+  std::optional<Delta> hidden_changes(const char* h, const Chunk& chunk) const;
   void step(int64_t step, int64_t in_chunk, const Chunk& chunk) const;
   void store_integers(int64_t step, const Share& share) const;
 };

@@ -116,6 +116,7 @@ Plan make_plan(const Sizes& sizes, int64_t steps, int64_t rows, int threads) {
   plan.zigzag = hidden_bytes > kZigzagBytes;
   plan.ahead = plan.tile_rows == 1 && plan.chunk_steps == kAheadRows && hidden_bytes > kLeastAheadBytes &&
                hidden_bytes < kMostAheadBytes;
+  plan.delta = rows == 1;
   // a quarter of the time that one thread takes
   const double patience_us = std::clamp(work.ns(rows) / 4000, 50.0, 10e3);
   plan.patience = std::chrono::microseconds(static_cast<int64_t>(patience_us));

@@ -96,6 +96,7 @@ CellRun TileRun::make_run(const Tile& tile, const Workspace& workspace, int64_t 
           output,
           buffers_.kept == nullptr ? tile.states[cell] : (*buffers_.kept)[cell].from_row(first_row),
           workspace,
+          workspace.deltas == nullptr ? nullptr : &workspace.deltas[cell],
           crews_.directions[direction],
           index,
           count};
@@ -136,7 +137,11 @@ void TileRun::run(const Tile& tile, const Workspace& workspace, int64_t first_ro
 
 Buffers::Buffers(const Sizes& sizes, const std::vector<BoundCell>& cells, const Plan& plan_,
                  const std::vector<CellState>* kept_)
-    : plan(plan_), kept(kept_), tiles(plan.by_rows ? plan.slots : 1), workspaces(plan.slots) {
+    : plan(plan_),
+      kept(kept_),
+      tiles(plan.by_rows ? plan.slots : 1),
+      workspaces(plan.slots),
+      deltas_(plan.delta ? plan.slots : 0) {
   const size_t between_bytes = plan.layer_steps * plan.tile_rows * layer_bytes(sizes, DType::kFloat32);
   memory_ = allocate_for([&](Arena& arena) {
     for (Tile& tile : tiles) {
@@ -150,7 +155,12 @@ Buffers::Buffers(const Sizes& sizes, const std::vector<BoundCell>& cells, const 
       }
     }
     for (Workspace& workspace : workspaces) workspace = Workspace::take(arena, sizes, plan);
+    for (std::vector<CellDelta>& slot : deltas_) {
+      slot.clear();
+      for (const BoundCell& bound : cells) slot.emplace_back(arena, bound.cell);
+    }
   });
+  for (size_t slot = 0; slot < deltas_.size(); ++slot) workspaces[slot].deltas = deltas_[slot].data();
 }
 
 Stack::Stack(const Blob& blob, const CheckedKernels& checked) : sizes_(blob.sizes()), kernels_(checked.kernels) {

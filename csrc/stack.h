@@ -32,6 +32,7 @@ struct Buffers {
 
  private:
   AlignedMemory memory_;
+  std::vector<std::vector<CellDelta>> deltas_;  // of each slot's cells
 };
 
 class Stack {

@@ -1,5 +1,6 @@
 #include "random_stack.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <new>
@@ -210,6 +211,21 @@ Call FloatCall::call() {
   call.h_n = h_n.data();
   call.c_n = c_n.data();
   return call;
+}
+
+void FloatCall::make_signal(Signal signal, int64_t period) {
+  const int64_t items = rows * sizes.input_size;
+  for (int64_t t = 1; t < steps; ++t) {
+    float* now = x.data() + t * items;
+    const float* before = now - items;
+    if (signal == Signal::kSilence && t % (4 * period) >= period) std::fill_n(now, items, 0.0f);
+    if (signal == Signal::kSlowSensor && t % period != 0) std::copy_n(before, items, now);
+    if (signal == Signal::kOneByOne) {
+      for (int64_t i = 0; i < items; ++i) {
+        if (i % sizes.input_size != t % sizes.input_size) now[i] = before[i];
+      }
+    }
+  }
 }
 
 }  // namespace lstm_quant::testing

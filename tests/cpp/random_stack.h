@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <initializer_list>
 #include <list>
 #include <random>
 #include <vector>
@@ -21,6 +22,9 @@ class Dice {
   explicit Dice(uint32_t seed) : engine_(seed) {}
   int64_t integer(int64_t least, int64_t largest) {
     return std::uniform_int_distribution<int64_t>(least, largest)(engine_);
+  }
+  int64_t one_of(std::initializer_list<int64_t> values) {
+    return values.begin()[integer(0, static_cast<int64_t>(values.size()) - 1)];
   }
   float real(float least, float largest) { return std::uniform_real_distribution<float>(least, largest)(engine_); }
   bool chance(double probability) { return std::bernoulli_distribution(probability)(engine_); }
@@ -70,10 +74,17 @@ class RandomStack {
   std::list<std::vector<double>> doubles_;
 };
 
+// How an input goes on from step to step.
+enum class Signal { kNoise, kSilence, kSlowSensor, kOneByOne };
+constexpr Signal kSignals[] = {Signal::kNoise, Signal::kSilence, Signal::kSlowSensor, Signal::kOneByOne};
+
 // The arrays of a call with float32 in and out.
 struct FloatCall {
   FloatCall(Dice& dice, const Sizes& sizes, int64_t steps, int64_t rows, bool with_states);
   Call call();
+  // Makes of the noise that x is at first: bursts of `period` steps, then zeros for three times as long; values that
+  // change every `period` steps; or one feature that changes at a step.
+  void make_signal(Signal signal, int64_t period);
 
   Sizes sizes;
   int64_t steps, rows;

@@ -165,29 +165,32 @@ TEST(a_crew_that_breaks_up_on_the_way_changes_nothing) {
   for (const int64_t directions : {1, 2}) {
     for (const int64_t layers : {1, 2, 3}) {
       for (const int crew : {2, 3}) {  // members for each direction
-        Dice dice(static_cast<uint32_t>(10 * layers + crew));
-        const Sizes sizes{7, 70, layers, directions};
-        const int64_t steps = 40, rows = 2;
-        const RandomStack stack(dice, sizes, Style::kInt8Preset);
-        const AlignedBytes bytes = stack.pack();
-        const Blob blob(bytes.data(), bytes.size());
-        FloatCall expected(dice, sizes, steps, rows, true);
-        FloatCall got = expected;
-        SerialParallel serial;
-        run_lstm(blob, scalar(), serial, expected.call());
-        UnevenParallel uneven(static_cast<int>(directions) * crew);
-        Plan plan = make_plan(sizes, steps, rows, uneven.threads());
-        plan.slots = uneven.threads();
-        plan.by_rows = false;
-        plan.tile_rows = rows;
-        plan.chunk_steps = 4;
-        plan.group_blocks = 5;
-        plan.patience = std::chrono::seconds(10);
-        steps_taken = 0;
-        run_lstm(blob, check_evaluators(kernels), uneven, got.call(), plan);
-        const std::string where = std::to_string(layers) + " layers, " + std::to_string(plan.slots) + " threads";
-        check_same(expected, got, where);
-        CHECK(steps_taken < layers * steps * plan.slots) << "no crew broke up: " << where;
+        for (const int64_t rows : {1, 2}) {
+          Dice dice(static_cast<uint32_t>(10 * layers + crew));
+          const Sizes sizes{7, 70, layers, directions};
+          const int64_t steps = 40;
+          const RandomStack stack(dice, sizes, Style::kInt8Preset);
+          const AlignedBytes bytes = stack.pack();
+          const Blob blob(bytes.data(), bytes.size());
+          FloatCall expected(dice, sizes, steps, rows, true);
+          expected.make_signal(Signal::kSilence, 8);
+          FloatCall got = expected;
+          SerialParallel serial;
+          run_lstm(blob, scalar(), serial, expected.call());
+          UnevenParallel uneven(static_cast<int>(directions) * crew);
+          Plan plan = make_plan(sizes, steps, rows, uneven.threads());
+          plan.slots = uneven.threads();
+          plan.by_rows = false;
+          plan.tile_rows = rows;
+          plan.chunk_steps = 4;
+          plan.group_blocks = 5;
+          plan.patience = std::chrono::seconds(10);
+          steps_taken = 0;
+          run_lstm(blob, check_evaluators(kernels), uneven, got.call(), plan);
+          const std::string where = std::to_string(layers) + " layers, " + std::to_string(plan.slots) + " threads";
+          check_same(expected, got, where);
+          CHECK(steps_taken < layers * steps * plan.slots) << "no crew broke up: " << where;
+        }
       }
     }
   }
