@@ -11,7 +11,7 @@ import sys
 
 import torch
 from deep_cells import DEEP
-from random_cells import PRESETS, Dice, random_input, random_layers
+from random_cells import PRESETS, SIGNALS, Dice, make_signal, random_input, random_layers
 from torch import Tensor
 
 import torch_lstm_quant as tlq
@@ -35,6 +35,7 @@ def compare(seed: int, most_rows: int, threads: int) -> tuple[int, int]:
     preset = dice.one_of([None, None, *PRESETS])
     layers = random_layers(dice, input_size, hidden_size, num_layers, directions, preset)  # type: ignore[arg-type]
     x = random_input(dice, steps, rows, input_size)
+    x = make_signal(x, str(dice.one_of(["moving", *SIGNALS])), dice.integer(1, 10))
     states = num_layers * directions, rows, hidden_size
     h0, c0 = (random_input(dice, *states), random_input(dice, *states)) if dice.chance(0.5) else (None, None)
     return compare_cells(dice, layers, x, h0, c0, threads)

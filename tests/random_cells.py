@@ -220,3 +220,22 @@ def random_input(dice: Dice, *shape: int) -> Tensor:
         mask = torch.rand(shape, generator=dice.generator) < 0.1
         x[mask] = special[torch.randint(0, 5, (int(mask.sum()),), generator=dice.generator)]
     return x
+
+
+SIGNALS = ("moving", "silence", "slow sensor", "one by one")
+
+
+def make_signal(x: Tensor, signal: str, period: int) -> Tensor:
+    """Makes of ``x`` ``[T, B, I]``: bursts of ``period`` steps, then zeros for three times as long; values that change every
+    ``period`` steps; or one feature of ``I`` that changes at a step.
+    """
+    step = torch.arange(len(x))
+    if signal == "silence":
+        return torch.where((step % (4 * period) < period)[:, None, None], x, 0.0)
+    if signal == "slow sensor":
+        return x[step - step % period]
+    if signal == "one by one":
+        feature = torch.arange(x.shape[2])
+        last = step[:, None] - (step[:, None] - feature) % x.shape[2]  # when each feature changed last
+        return x.gather(0, last.clamp(min=0)[:, None].expand(x.shape))
+    return x

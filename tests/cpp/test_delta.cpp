@@ -7,6 +7,7 @@
 #include "check.h"
 #include "random_stack.h"
 #include "stream.h"
+#include "tested_kernels.h"
 
 namespace lstm_quant::testing {
 namespace {
@@ -56,7 +57,7 @@ Plan random_delta_plan(Dice& dice, const Sizes& sizes, int64_t steps, int thread
 }
 
 TEST(delta_steps_give_the_same_bits) {
-  for (const Kernels* kernels : usable_kernels()) {
+  for (const Kernels* kernels : tested_kernels()) {
     const Kernels with_counts = counting(*kernels);
     const CheckedKernels checked = check_evaluators(with_counts);
     for (uint32_t seed = 0; seed < 100; ++seed) {
@@ -81,7 +82,7 @@ TEST(delta_steps_give_the_same_bits) {
 }
 
 TEST(a_stream_goes_on_by_changes_from_call_to_call) {
-  for (const Kernels* kernels : usable_kernels()) {
+  for (const Kernels* kernels : tested_kernels()) {
     const Kernels with_counts = counting(*kernels);
     const CheckedKernels checked = check_evaluators(with_counts);
     for (uint32_t seed = 0; seed < 40; ++seed) {
@@ -113,9 +114,26 @@ TEST(a_stream_goes_on_by_changes_from_call_to_call) {
   }
 }
 
+// Sums begin with those of a row of equal bytes, and here the first row is that one.
+TEST(a_row_without_changes_has_igates_too) {
+  const CheckedKernels checked = check_evaluators(*tested_kernels().front());
+  Dice dice(6);
+  const RandomStack stack(dice, {64, 64, 1, 1}, Style::kInt8Preset);
+  const AlignedBytes bytes = stack.pack();
+  const Blob blob(bytes.data(), bytes.size());
+  FloatCall expected(dice, stack.sizes(), 60, 1, false);
+  const Grid grid = blob.cell(0).x;
+  std::fill(expected.x.begin() + 20 * 64, expected.x.end(), (kMostChange + grid.low) * grid.scale);
+  FloatCall got = expected;
+  run_whole(blob, expected);
+  SerialParallel serial;
+  run_lstm(blob, checked, serial, got.call());
+  check_same(expected, got, "");
+}
+
 // Runs a signal of 400 steps through 64 -> 64, at once or by a stream's single steps.
 void run_signal(Signal signal, int64_t period, bool streamed) {
-  const Kernels with_counts = counting(*usable_kernels().front());
+  const Kernels with_counts = counting(*tested_kernels().front());
   const CheckedKernels checked = check_evaluators(with_counts);
   Dice dice(5);
   const RandomStack stack(dice, {64, 64, 1, 1}, Style::kInt8Preset);
