@@ -18,7 +18,7 @@ struct Plan {
   int64_t layer_steps;                 // steps that a layer does before the next layer takes them
   bool zigzag;                         // walk the blocks backwards on odd steps
   bool ahead;                          // project a single row's next chunk beside the steps of this one, of kAheadRows
-  bool delta;                          // go on from a single row's last sums where little changed
+  bool delta;                          // skip what did not change in a single row, where it is faster: see delta.h
   std::chrono::microseconds patience;  // how long to wait for the other threads before going on without them
 };
 

@@ -38,6 +38,14 @@ def test_an_unknown_case_is_refused_with_the_known_ones() -> None:
     assert "'no_such_case' is not one of step_128" in done.stderr
 
 
+def test_signals_that_stand_still_are_timed() -> None:
+    command = [sys.executable, str(BENCH.with_name("standing_still.py")), "--sizes", "8", "--seconds", "0"]
+    text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    rows = [line.split("|")[1:-1] for line in text.splitlines() if line.startswith("| 8 ")]
+    assert [row[1].strip() for row in rows] == ["`Stream`, one step", "module, all steps"]
+    assert all(len(row) == 7 and "(1.00)" in row[2] for row in rows)
+
+
 @pytest.fixture
 def report(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(str(BENCH.parent))

@@ -21,7 +21,7 @@ def check(got: Tensor, states: tuple[Tensor, Tensor], want: tuple[Tensor, Tensor
 
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("signal", SIGNALS[1:])
-@pytest.mark.parametrize(("input_size", "hidden_size"), [(5, 40), (64, 64), (130, 96), (257, 128)])
+@pytest.mark.parametrize(("input_size", "hidden_size"), [(5, 70), (64, 64), (130, 96), (257, 128)])
 def test_module_and_stream(preset: str, signal: str, input_size: int, hidden_size: int) -> None:
     dice = Dice(hidden_size)
     layers = random_layers(dice, input_size, hidden_size, 2, 1, preset)

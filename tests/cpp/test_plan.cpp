@@ -20,6 +20,12 @@ TEST(large_calls_take_the_threads_there_are) {
   CHECK(directions.slots == 2 && !directions.by_rows);
 }
 
+TEST(single_rows_of_some_size_are_watched_for_changes) {
+  CHECK(make_plan({40, 64, 1, 1}, 1, 1, 1).delta);
+  CHECK(!make_plan({40, 32, 1, 1}, 100, 1, 1).delta);
+  CHECK(!make_plan({128, 128, 1, 1}, 100, 2, 1).delta);
+}
+
 TEST(every_plan_is_one_that_can_run) {
   for (int64_t hidden : {1, 16, 17, 128, 2048}) {
     for (int64_t rows : {1, 2, 15, 64, 65, 1000}) {
