@@ -105,7 +105,7 @@ struct CellRun {
     Share share;
     float* igates;
     const ProjectArgs* ahead;  // projects the next one, a part at each step; null: no part of it
-    bool by_changes;           // the igates are made at each step, of what changed in x
+    bool by_changes;           // the igates are made at each step, from what changed in x
   };
 
   // Asked for at the start of a chunk of steps and kept for all of it.

@@ -46,7 +46,7 @@ class KeptSums {
   void begin();
 
   const Projection* projection_ = nullptr;
-  uint8_t* operand_ = nullptr;
+  uint8_t* operand_ = nullptr;  // that the sums stand for; without sums, the last row that was looked at
   int32_t* sums_ = nullptr;
   int32_t first_block_ = 0, last_block_ = 0;
   bool kept_ = false;   // there are sums, those of the operand
