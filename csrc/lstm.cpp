@@ -14,7 +14,8 @@ void run_lstm(const Blob& blob, const CheckedKernels& kernels, Parallel& paralle
 }
 
 void run_lstm(const Blob& blob, const CheckedKernels& kernels, Parallel& parallel, const Call& call) {
-  run_lstm(blob, kernels, parallel, call, make_plan(blob.sizes(), call.steps, call.rows, parallel.threads()));
+  const Rates& rates = kernels.kernels.rates;
+  run_lstm(blob, kernels, parallel, call, make_plan(blob.sizes(), rates, call.steps, call.rows, parallel.threads()));
 }
 
 }  // namespace lstm_quant

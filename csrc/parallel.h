@@ -5,13 +5,25 @@
 
 namespace lstm_quant {
 
+// The threads that a call may use.
+struct Threads {
+  static constexpr double kStartNs = 3000;
+
+  // A plain number stands for threads that are ready.
+  Threads(int count_, double start_ns_ = kStartNs) : count(count_), start_ns(start_ns_) {}
+  bool operator==(const Threads& other) const { return count == other.count && start_ns == other.start_ns; }
+
+  int count;
+  double start_ns;  // to start them, and to wait for the last to end
+};
+
 class Parallel {
  public:
   using Task = std::function<void(int begin, int end)>;
 
   virtual ~Parallel() = default;
-  // How many threads the caller allows; `run` may use fewer.
-  virtual int threads() const = 0;
+  // Those that the caller allows; `run` may use fewer.
+  virtual Threads threads() const = 0;
   // Calls task(begin, end) for parts that together are [0, slots). Nothing else is promised: a part may hold several
   // slots, parts may run at the same time or one after another, on any threads. Returns when all have returned. Tasks
   // do not throw.
@@ -20,7 +32,7 @@ class Parallel {
 
 class SerialParallel final : public Parallel {
  public:
-  int threads() const override { return 1; }
+  Threads threads() const override { return 1; }
   void run(int slots, const Task& task) override { task(0, slots); }
 };
 

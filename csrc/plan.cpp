@@ -1,21 +1,24 @@
 #include "plan.h"
 
 #include <algorithm>
+#include <cmath>
 
 namespace lstm_quant {
 namespace {
 
-// What things cost, in nanoseconds, measured on Zen 4 with AVX-512. They need not be right on other machines: they only
-// decide how many threads a call takes.
-constexpr double kWeightsPerNs = 90;      // int8 weights read again and again, where they are few
-constexpr double kManyWeightsPerNs = 55;  // and where a thread reads more than kFewWeights
-constexpr double kFewWeights = 3 << 20;
-constexpr double kProductsPerNs = 180;       // multiply-accumulates on weights that are at hand
-constexpr double kRegionNs = 4000;           // starting other threads, and waiting for the last to end
-constexpr double kMeetingNsPerMember = 150;  // a step's meeting
+// What things cost beside the kernels' work, in nanoseconds, measured on Zen 4. They need not be right on other
+// machines: they only decide how many threads a call takes, and what each of them does.
+constexpr double kStepNs = 60;               // a step of one layer, whatever its size
+constexpr double kMeetingNsPerMember = 110;  // a step's meeting
+constexpr double kPieceNs = 250;             // taking a piece of a layer, and its input from another CPU's cache
+constexpr double kAheadGain = 1.06;          // from projecting the next chunk beside the steps of this one
 // What sharing must save to be worth disturbing other threads.
 constexpr double kGain = 1.1;
 
+// Steps of a piece, where layers work at the same time: the fewer, the sooner the next layer begins.
+constexpr int64_t kPieceSteps[] = {1, 2, 4, 8, 16};
+// Room for a layer to go on while the next is late.
+constexpr int64_t kPiecesBetween = 4;
 // Rows beyond which a tile's states leave the second-level cache without making better use of the weights.
 constexpr int64_t kMaxTileRows = 64;
 // Rows times steps for which the weights of the input projection are read once.
@@ -39,89 +42,128 @@ int64_t divide_up(int64_t a, int64_t b) {
   return (a + b - 1) / b;
 }
 
+int64_t hidden_bytes(const Sizes& sizes) {
+  return sizes.hidden_size * sizes.hidden_size * kGates;
+}
+
+bool projects_ahead(const Sizes& sizes, int64_t rows, int64_t chunk_steps) {
+  return rows == 1 && chunk_steps == kAheadRows && hidden_bytes(sizes) > kLeastAheadBytes &&
+         hidden_bytes(sizes) < kMostAheadBytes;
+}
+
 int64_t chunk_of(int64_t steps, int64_t rows) {
   return std::clamp<int64_t>(kProjectedRows / rows, 1, std::min(kMaxChunkSteps, steps));
 }
 
-// A call's multiply-accumulates, and what they take.
-class Work {
+// What a call takes, in nanoseconds, divided in one way or another.
+class Cost {
  public:
-  Work(const Sizes& sizes, int64_t steps) : steps_(steps), layers_(static_cast<double>(sizes.num_layers)) {
-    const auto outputs = static_cast<double>(sizes.num_directions * kGates * sizes.hidden_size);
-    hidden_ = outputs * static_cast<double>(sizes.hidden_size * sizes.num_layers);
-    for (int64_t layer = 0; layer < sizes.num_layers; ++layer)
-      input_ += outputs * static_cast<double>(sizes.depth(layer));
-  }
+  Cost(const Sizes& sizes, const Rates& rates, int64_t steps, int64_t rows, double start_ns)
+      : sizes_(sizes), rates_(rates), steps_(steps), rows_(rows), start_ns_(start_ns) {}
 
-  // Of one thread on `rows` rows and one of `parts` equal parts of the units. The weights are read once for each step,
-  // those of the input projection for each chunk.
-  double ns(int64_t rows, int parts = 1) const {
-    const auto steps = static_cast<double>(steps_);
-    const auto chunks = static_cast<double>(divide_up(steps_, chunk_of(steps_, rows)));
-    const double products = static_cast<double>(rows) * steps / kProductsPerNs;
-    const double hidden = hidden_ / parts, input = input_ / parts;
-    const double per_ns = hidden / layers_ > kFewWeights ? kManyWeightsPerNs : kWeightsPerNs;
-    return std::max(hidden * products, hidden * steps / per_ns) + std::max(input * products, input * chunks / per_ns);
+  double alone() const { return layers(rows_, 1); }
+  // `threads` threads with rows of their own.
+  double by_rows(int threads) const { return start_ns_ + layers(divide_up(rows_, threads), 1); }
+  // `threads` threads that share each step; two directions do not meet.
+  double by_units(int threads) const {
+    const int64_t blocks = divide_up(sizes_.hidden_size, kUnits);
+    const int64_t members = std::max<int64_t>(threads / sizes_.num_directions, 1);
+    const double part = static_cast<double>(divide_up(blocks, members)) / (blocks * sizes_.num_directions);
+    const double meetings = static_cast<double>(members > 1 ? steps_ * sizes_.num_layers : 0);
+    return start_ns_ + layers(rows_, part) + meetings * kMeetingNsPerMember * members;
   }
-  // Of `threads` threads with rows of their own.
-  double ns_by_rows(int64_t rows, int threads) const { return kRegionNs + ns(divide_up(rows, threads)); }
-  // Of `threads` threads that share each step; two directions do not meet.
-  double ns_by_units(int64_t rows, int threads, int64_t directions) const {
-    const auto members = static_cast<double>(divide_up(threads, directions));
-    const double meeting = members > 1 ? kMeetingNsPerMember * members : 0;
-    return kRegionNs + ns(rows, threads) + static_cast<double>(steps_) * meeting;
+  // `threads` threads that take pieces of `piece` steps, one layer each at a time.
+  double by_layers(int threads, int64_t piece) const {
+    const double first = kPieceNs + layer(sizes_.input_size, piece, rows_, 1);
+    const double other = kPieceNs + layer(sizes_.hidden_size, piece, rows_, 1);
+    const double all = first + other * (sizes_.num_layers - 1);
+    const double pieces = static_cast<double>(steps_) / piece;
+    // a layer begins when the one before has done its first piece, and so ends later
+    const double waiting = all / sizes_.num_layers * (threads - 1);
+    return start_ns_ + std::max(all / threads, std::max(first, other)) * pieces + waiting;
   }
 
  private:
-  int64_t steps_;
-  double layers_;
-  double hidden_ = 0;  // for one step of one row
-  double input_ = 0;
+  double layers(int64_t rows, double part) const {
+    return layer(sizes_.input_size, steps_, rows, part) +
+           layer(sizes_.depth(1), steps_, rows, part) * (sizes_.num_layers - 1);
+  }
+  // All directions of a layer, or that part of their units. The weights are read once for each step, those of the input
+  // projection for each chunk.
+  double layer(int64_t depth, int64_t steps, int64_t rows, double part) const {
+    const int64_t chunk = chunk_of(steps, rows);
+    const double units = part * sizes_.num_directions * sizes_.hidden_size;
+    const double step = kStepNs + rows * units * rates_.unit_ns + projection(sizes_.hidden_size * units, 1, rows);
+    const double input = projection(depth * units, divide_up(steps, chunk), steps * rows);
+    const bool ahead = steps >= 2 * chunk && projects_ahead(sizes_, rows, chunk);
+    return (steps * step + input) / (ahead ? kAheadGain : 1);
+  }
+  // `rows` rows by weights that are read `times` times: mostly what takes longer, reading or multiplying, but where
+  // they take about as long neither hides all of the other.
+  double projection(double columns, int64_t times, int64_t rows) const {
+    const double weights = kGates * columns;
+    const double read = weights * times / rates_.weights_per_ns, multiply = weights * rows / rates_.products_per_ns;
+    return std::sqrt(std::sqrt(read * read * read * read + multiply * multiply * multiply * multiply));
+  }
+
+  const Sizes& sizes_;
+  const Rates& rates_;
+  const int64_t steps_;
+  const int64_t rows_;
+  const double start_ns_;  // of other threads
 };
 
 // The number of threads and the way of sharing that take least time.
-void choose_slots(const Work& work, const Sizes& sizes, int64_t rows, int threads, Plan& plan) {
+void choose_slots(const Cost& cost, const Sizes& sizes, int64_t steps, int64_t rows, const Threads& threads,
+                  Plan& plan) {
+  plan.sharing = Sharing::kRows;
   plan.slots = 1;
-  plan.by_rows = true;
-  double least = work.ns(rows) / kGain;
+  double least = cost.alone() / kGain;
+  if (threads.count <= 1 || least <= threads.start_ns) return;
+  const auto consider = [&](double ns, Sharing sharing, int slots, int64_t layer_steps) {
+    if (ns >= least) return;
+    least = ns;
+    plan.sharing = sharing;
+    plan.slots = slots;
+    plan.layer_steps = layer_steps;
+  };
   const int64_t most_by_units = divide_up(sizes.hidden_size, kUnits) * sizes.num_directions;
-  for (int n = 2; n <= threads; n = n < threads ? std::min(2 * n, threads) : n + 1) {
-    if (n <= rows && work.ns_by_rows(rows, n) < least) {
-      least = work.ns_by_rows(rows, n);
-      plan.slots = n;
-      plan.by_rows = true;
-    }
-    if (n <= most_by_units && work.ns_by_units(rows, n, sizes.num_directions) < least) {
-      least = work.ns_by_units(rows, n, sizes.num_directions);
-      plan.slots = n;
-      plan.by_rows = false;
-    }
+  for (int n = 2; n <= threads.count; n = n < threads.count ? std::min(2 * n, threads.count) : n + 1) {
+    if (n <= rows) consider(cost.by_rows(n), Sharing::kRows, n, 0);
+    if (n <= most_by_units) consider(cost.by_units(n), Sharing::kUnits, n, 0);
+  }
+  const int by_layers = static_cast<int>(std::min<int64_t>(threads.count, sizes.num_layers));
+  // a backward direction begins with the last step, so layers of two directions cannot work at the same time
+  if (by_layers == 1 || sizes.num_directions == 2 || rows > kMaxTileRows) return;
+  for (const int64_t piece : kPieceSteps) {
+    if (piece < steps) consider(cost.by_layers(by_layers, piece), Sharing::kLayers, by_layers, piece);
   }
 }
 
 }  // namespace
 
-Plan make_plan(const Sizes& sizes, int64_t steps, int64_t rows, int threads) {
+Plan make_plan(const Sizes& sizes, const Rates& rates, int64_t steps, int64_t rows, const Threads& threads) {
   steps = std::max<int64_t>(steps, 1);
   rows = std::max<int64_t>(rows, 1);
-  const Work work(sizes, steps);
+  const Cost cost(sizes, rates, steps, rows, threads.start_ns);
   Plan plan{};
-  choose_slots(work, sizes, rows, threads, plan);
-  const int64_t slot_rows = plan.by_rows ? divide_up(rows, plan.slots) : rows;
-  plan.tile_rows = plan.by_rows ? divide_up(slot_rows, divide_up(slot_rows, kMaxTileRows)) : rows;
-  plan.chunk_steps = chunk_of(steps, plan.tile_rows);
+  choose_slots(cost, sizes, steps, rows, threads, plan);
+  const bool by_layers = plan.sharing == Sharing::kLayers;
+  const int64_t slot_rows = plan.sharing == Sharing::kRows ? divide_up(rows, plan.slots) : rows;
+  plan.tile_rows = plan.sharing == Sharing::kRows ? divide_up(slot_rows, divide_up(slot_rows, kMaxTileRows)) : rows;
+  plan.chunk_steps = chunk_of(by_layers ? plan.layer_steps : steps, plan.tile_rows);
   const bool grouped = plan.chunk_steps == 1 && plan.tile_rows >= kGroupedRows;
   plan.group_blocks = grouped ? kGroupBlocks : static_cast<int32_t>(divide_up(sizes.hidden_size, kUnits));
   // a backward direction begins with the last step, so two directions need all that the layer below gives
   const bool whole = sizes.num_directions == 2 || sizes.num_layers == 1;
-  plan.layer_steps = whole ? steps : std::min(steps, std::max(plan.chunk_steps, kLayerRows / plan.tile_rows));
-  const int64_t hidden_bytes = sizes.hidden_size * sizes.hidden_size * kGates;
-  plan.zigzag = hidden_bytes > kZigzagBytes;
-  plan.ahead = plan.tile_rows == 1 && plan.chunk_steps == kAheadRows && hidden_bytes > kLeastAheadBytes &&
-               hidden_bytes < kMostAheadBytes;
-  plan.delta = rows == 1 && hidden_bytes >= kLeastDeltaBytes;
+  if (!by_layers)
+    plan.layer_steps = whole ? steps : std::min(steps, std::max(plan.chunk_steps, kLayerRows / plan.tile_rows));
+  plan.pieces_between = by_layers ? kPiecesBetween : 1;
+  plan.zigzag = hidden_bytes(sizes) > kZigzagBytes;
+  plan.ahead = projects_ahead(sizes, plan.tile_rows, plan.chunk_steps);
+  plan.delta = rows == 1 && hidden_bytes(sizes) >= kLeastDeltaBytes;
   // a quarter of the time that one thread takes
-  const double patience_us = std::clamp(work.ns(rows) / 4000, 50.0, 10e3);
+  const double patience_us = std::clamp(cost.alone() / 4000, 50.0, 10e3);
   plan.patience = std::chrono::microseconds(static_cast<int64_t>(patience_us));
   return plan;
 }

@@ -5,23 +5,28 @@
 #include <cstdint>
 
 #include "blob.h"
+#include "parallel.h"
 
 namespace lstm_quant {
 
+// What each slot takes: rows of its own; or, of the same rows, a direction or some blocks of units; or whatever layer
+// is next, on steps of its own.
+enum class Sharing { kRows, kUnits, kLayers };
+
 struct Plan {
-  // Each slot takes rows of its own; else all work on the same rows, each on a direction or on some blocks of units.
-  bool by_rows;
+  Sharing sharing;
   int slots;                           // threads to ask for
   int64_t tile_rows;                   // rows that go through the whole stack together
   int64_t chunk_steps;                 // steps whose input projection is done ahead of the recurrence
   int32_t group_blocks;                // blocks for which input projection and step follow each other
-  int64_t layer_steps;                 // steps that a layer does before the next layer takes them
+  int64_t layer_steps;                 // steps that a layer does before the next layer takes them: a piece
+  int64_t pieces_between;              // pieces for which there is room between two layers
   bool zigzag;                         // walk the blocks backwards on odd steps
   bool ahead;                          // project a single row's next chunk beside the steps of this one, of kAheadRows
   bool delta;                          // skip what did not change in a single row, where it is faster: see delta.h
   std::chrono::microseconds patience;  // how long to wait for the other threads before going on without them
 };
 
-Plan make_plan(const Sizes& sizes, int64_t steps, int64_t rows, int threads);
+Plan make_plan(const Sizes& sizes, const Rates& rates, int64_t steps, int64_t rows, const Threads& threads);
 
 }  // namespace lstm_quant

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "ieee_scope.h"
+#include "pipeline.h"
 #include "team.h"
 
 namespace lstm_quant {
@@ -47,9 +48,13 @@ class TileRun {
           const Buffers& buffers, Crews& crews)
       : sizes_(sizes), kernels_(kernels), cells_(cells), call_(call), buffers_(buffers), crews_(crews) {}
 
-  void run(const Tile& tile, const Workspace& workspace, int64_t first_row, int member, int members) const;
+  void by_rows(Parallel& parallel) const;
+  void by_units(Parallel& parallel) const;
+  void by_layers(Parallel& parallel) const;
 
  private:
+  // A member's part of a tile, and of a piece of it in one layer.
+  void run(const Tile& tile, const Workspace& workspace, int64_t first_row, int member, int members) const;
   void run_layer(const Tile& tile, const Workspace& workspace, int64_t first_row, int64_t layer, int64_t first_step,
                  int member, int members) const;
   CellRun make_run(const Tile& tile, const Workspace& workspace, int64_t first_row, int64_t layer, int64_t direction,
@@ -69,13 +74,18 @@ CellRun TileRun::make_run(const Tile& tile, const Workspace& workspace, int64_t 
   const int64_t cell = layer * sizes_.num_directions + direction;
   const int64_t float_row = layer_bytes(sizes_, DType::kFloat32), output_row = layer_bytes(sizes_, call_.h_dtype);
 
-  Sequence x{tile.between[(layer + 1) % 2], DType::kFloat32, rows * float_row, float_row};
-  if (layer == 0) {
+  const auto between = [&](int64_t from_layer) {
+    const int64_t pieces = buffers_.plan.pieces_between, piece = first_step / buffers_.plan.layer_steps;
+    return tile.between[(from_layer * pieces + piece % pieces) % tile.between.size()];
+  };
+  const bool is_first = layer == 0, is_last = layer == sizes_.num_layers - 1;
+  Sequence x{is_first ? nullptr : between(layer - 1), DType::kFloat32, rows * float_row, float_row};
+  if (is_first) {
     x = call_.x;
     x.data = static_cast<const char*>(x.data) + first_step * x.step_bytes + first_row * x.row_bytes;
   }
-  Sink output{tile.between[layer % 2], DType::kFloat32, rows * float_row, float_row};
-  if (layer == sizes_.num_layers - 1) {
+  Sink output{is_last ? nullptr : between(layer), DType::kFloat32, rows * float_row, float_row};
+  if (is_last) {
     output = {call_.output, call_.h_dtype, call_.rows * output_row, output_row};
     output.data = static_cast<char*>(output.data) + first_step * output.step_bytes + first_row * output_row;
   }
@@ -133,26 +143,61 @@ void TileRun::run(const Tile& tile, const Workspace& workspace, int64_t first_ro
   }
 }
 
+void TileRun::by_rows(Parallel& parallel) const {
+  const Plan& plan = buffers_.plan;
+  const auto work = [&](int begin, int end) {
+    const IeeeScope ieee;
+    for (int slot = begin; slot < end; ++slot) {
+      for (int64_t row = slot * plan.tile_rows; row < call_.rows; row += plan.slots * plan.tile_rows) {
+        run(buffers_.tiles[slot], buffers_.workspaces[slot], row, 0, 1);
+      }
+    }
+  };
+  if (plan.slots == 1) return work(0, 1);
+  parallel.run(plan.slots, work);
+}
+
+void TileRun::by_units(Parallel& parallel) const {
+  Team team(buffers_.plan.slots, buffers_.plan.patience);
+  parallel.run(buffers_.plan.slots, [&](int begin, int end) {
+    const IeeeScope ieee;
+    const int member = team.join(end - begin);
+    if (member != Team::kTooLate) run(buffers_.tiles[0], buffers_.workspaces[member], 0, member, team.size());
+  });
+}
+
+void TileRun::by_layers(Parallel& parallel) const {
+  const int64_t steps = buffers_.plan.layer_steps;
+  Pipeline pipeline(sizes_.num_layers, (call_.steps + steps - 1) / steps, buffers_.plan.pieces_between);
+  parallel.run(buffers_.plan.slots, [&](int begin, int) {
+    const IeeeScope ieee;
+    pipeline.run([&](int64_t layer, int64_t piece) {
+      run_layer(buffers_.tiles[0], buffers_.workspaces[begin], 0, layer, piece * steps, 0, 1);
+    });
+  });
+}
+
 }  // namespace
 
 Buffers::Buffers(const Sizes& sizes, const std::vector<BoundCell>& cells, const Plan& plan_,
                  const std::vector<CellState>* kept_)
     : plan(plan_),
       kept(kept_),
-      tiles(plan.by_rows ? plan.slots : 1),
+      tiles(plan.sharing == Sharing::kRows ? plan.slots : 1),
       workspaces(plan.slots),
       deltas_(plan.delta ? plan.slots : 0) {
-  const size_t between_bytes = plan.layer_steps * plan.tile_rows * layer_bytes(sizes, DType::kFloat32);
+  const size_t bytes = plan.layer_steps * plan.tile_rows * layer_bytes(sizes, DType::kFloat32);
+  // layers that take turns read one and write the other
+  const int64_t pieces = plan.sharing == Sharing::kLayers ? (sizes.num_layers - 1) * plan.pieces_between
+                                                          : std::min<int64_t>(2, sizes.num_layers - 1);
   memory_ = allocate_for([&](Arena& arena) {
     for (Tile& tile : tiles) {
       tile.states.clear();
       if (kept == nullptr) {
         for (const BoundCell& bound : cells) tile.states.push_back(CellState::take(arena, bound.cell, plan.tile_rows));
       }
-      // a layer reads one and writes the other
-      for (int i = 0; i < std::min<int64_t>(2, sizes.num_layers - 1); ++i) {
-        tile.between[i] = reinterpret_cast<float*>(arena.take<char>(between_bytes));
-      }
+      tile.between.clear();
+      for (int64_t i = 0; i < pieces; ++i) tile.between.push_back(reinterpret_cast<float*>(arena.take<char>(bytes)));
     }
     for (Workspace& workspace : workspaces) workspace = Workspace::take(arena, sizes, plan);
     for (std::vector<CellDelta>& slot : deltas_) {
@@ -188,27 +233,16 @@ void Stack::check_dtypes(const Call& call) const {
 }
 
 void Stack::run(const Call& call, Parallel& parallel, const Buffers& buffers) const {
-  const Plan& plan = buffers.plan;
   Crews crews;
   const TileRun run(sizes_, kernels_, cells_, call, buffers, crews);
-  if (plan.by_rows) {
-    const auto work = [&](int begin, int end) {
-      const IeeeScope ieee;
-      for (int slot = begin; slot < end; ++slot) {
-        for (int64_t row = slot * plan.tile_rows; row < call.rows; row += plan.slots * plan.tile_rows) {
-          run.run(buffers.tiles[slot], buffers.workspaces[slot], row, 0, 1);
-        }
-      }
-    };
-    if (plan.slots == 1) return work(0, 1);
-    return parallel.run(plan.slots, work);
+  switch (buffers.plan.sharing) {
+    case Sharing::kRows:
+      return run.by_rows(parallel);
+    case Sharing::kUnits:
+      return run.by_units(parallel);
+    case Sharing::kLayers:
+      return run.by_layers(parallel);
   }
-  Team team(plan.slots, plan.patience);
-  parallel.run(plan.slots, [&](int begin, int end) {
-    const IeeeScope ieee;
-    const int member = team.join(end - begin);
-    if (member != Team::kTooLate) run.run(buffers.tiles[0], buffers.workspaces[member], 0, member, team.size());
-  });
 }
 
 void Stack::copy_states(const Call& call) const {

@@ -16,7 +16,7 @@ namespace lstm_quant {
 // What the threads that share a tile of rows share.
 struct Tile {
   std::vector<CellState> states;
-  float* between[2] = {};  // a layer's output for the next
+  std::vector<float*> between;  // pieces of a layer's output for the next
 };
 
 // Memory for calls that are divided as `plan` says. With `kept`, the states of all rows, tiles have no states of their

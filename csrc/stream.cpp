@@ -26,10 +26,10 @@ Stream::Stream(const void* packed, size_t bytes, const CheckedKernels& checked, 
   reset(nullptr, nullptr);
 }
 
-void Stream::divide(int64_t steps, int threads) {
+void Stream::divide(int64_t steps, const Threads& threads) {
   if (buffers_.has_value() && steps == steps_ && threads == threads_) return;
   // the old ones stay where there is no memory for new ones
-  buffers_ = Buffers(sizes(), stack_.cells(), make_plan(sizes(), steps, rows_, threads), &states_);
+  buffers_ = Buffers(sizes(), stack_.cells(), make_plan(sizes(), kernels_.rates, steps, rows_, threads), &states_);
   steps_ = steps;
   threads_ = threads;
 }

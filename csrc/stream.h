@@ -34,7 +34,7 @@ class Stream {
   void copy_state(float* h_n, float* c_n) const;
 
  private:
-  void divide(int64_t steps, int threads);
+  void divide(int64_t steps, const Threads& threads);
 
   const Blob blob_;
   const Stack stack_;
@@ -45,7 +45,7 @@ class Stream {
   std::vector<float> h_;  // the last h as it went out; the states hold what the next step makes of it
   // of calls with as many steps and threads as the last one
   int64_t steps_ = 0;
-  int threads_ = 0;
+  Threads threads_ = 0;
   std::optional<Buffers> buffers_;
 };
 

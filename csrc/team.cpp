@@ -1,55 +1,25 @@
 #include "team.h"
 
-#if defined(__x86_64__) || defined(__i386__)
-#include <immintrin.h>
-#endif
-
 namespace lstm_quant {
 namespace {
 
-constexpr int kSpins = 2000;                // pauses before a member sleeps: some tens of microseconds
 constexpr uint32_t kMostSleeps = 4;         // a crew breaks up when it slept so often,
 constexpr uint32_t kMeetingsPerSleep = 64;  // and no less often than once in so many meetings
 constexpr int kSpinsBetweenClocks = 64;     // reading the clock costs as much as a few pauses
-
-void pause() {
-#if defined(__x86_64__) || defined(__i386__)
-  _mm_pause();
-#elif defined(__aarch64__)
-  asm volatile("yield");
-#endif
-}
 
 }  // namespace
 
 void Crew::meet(int members) {
   if (members == 1) return;
-  const uint32_t meeting = meetings_.load();
-  if (arrived_.fetch_add(1) + 1 == members) {
-    arrived_.store(0);
-    const uint32_t sleeps = sleeps_.load();
-    broken_up_ = broken_up_ || (sleeps >= kMostSleeps && sleeps >= meeting / kMeetingsPerSleep);
-    meetings_.store(meeting + 1);
-    // a sleeper counts itself before it looks at the number of meetings, so one of the two sees the other
-    if (sleepers_.load() != 0) {
-      const std::lock_guard<std::mutex> lock(mutex_);
-      wake_.notify_all();
-    }
+  const uint32_t meeting = meetings_.count();
+  if (arrived_.fetch_add(1) + 1 < members) {
+    if (meetings_.wait(meeting)) sleeps_.fetch_add(1);
     return;
   }
-  for (int i = 0; i < kSpins; ++i) {
-    if (passed(meeting)) return;
-    pause();
-  }
-  sleep(meeting);
-}
-
-void Crew::sleep(uint32_t meeting) {
-  sleeps_.fetch_add(1);
-  std::unique_lock<std::mutex> lock(mutex_);
-  sleepers_.fetch_add(1);
-  wake_.wait(lock, [&] { return passed(meeting); });
-  sleepers_.fetch_sub(1);
+  arrived_.store(0);
+  const uint32_t sleeps = sleeps_.load();
+  broken_up_ = broken_up_ || (sleeps >= kMostSleeps && sleeps >= meeting / kMeetingsPerSleep);
+  meetings_.advance();
 }
 
 int Team::join(int slots) {

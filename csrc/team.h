@@ -3,16 +3,14 @@
 
 #include <atomic>
 #include <chrono>
-#include <condition_variable>
 #include <cstdint>
-#include <mutex>
+
+#include "progress.h"
 
 namespace lstm_quant {
 
-// Threads that take the same steps, each some of the units. They meet after every step: by spinning for a while, since
-// the others are normally a fraction of a microsecond away, then by sleeping: on a busy machine spinning would keep off
-// the CPU the very thread that is waited for. Where they have to sleep again and again, waiting costs more than the
-// others' help is worth, and the crew breaks up: the first member goes on alone.
+// Threads that take the same steps, each some of the units. They meet after every step. Where they have to sleep again
+// and again, waiting costs more than the others' help is worth, and the crew breaks up: the first member goes on alone.
 class Crew {
  public:
   // Returns when `members` threads wait; all give the same number.
@@ -21,16 +19,10 @@ class Crew {
   bool broken_up() const { return broken_up_; }
 
  private:
-  bool passed(uint32_t meeting) const { return meetings_.load() != meeting; }
-  void sleep(uint32_t meeting);
-
   std::atomic<int> arrived_{0};
-  std::atomic<uint32_t> meetings_{0};
-  std::atomic<int> sleepers_{0};
+  Progress meetings_;
   std::atomic<uint32_t> sleeps_{0};
   bool broken_up_ = false;  // written by the last to arrive, before it lets the others go
-  std::mutex mutex_;
-  std::condition_variable wake_;
 };
 
 // Who takes part. A parallel-for promises neither a number of threads nor that its parts run at the same time, so

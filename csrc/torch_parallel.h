@@ -3,7 +3,9 @@
 
 #include <torch/csrc/stable/ops.h>
 
+#include <algorithm>
 #include <cstdint>
+#include <thread>
 
 #include "parallel.h"
 
@@ -11,11 +13,21 @@ namespace lstm_quant {
 
 class TorchParallel final : public Parallel {
  public:
-  int threads() const override { return static_cast<int>(torch::stable::get_num_threads()); }
+  Threads threads() const override {
+    const auto pool = static_cast<int>(torch::stable::get_num_threads());
+    if (pool == 1) return 1;
+    static const auto cpus = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+    if (pool <= cpus) return pool;
+    return {cpus, Threads::kStartNs + kWakeNs * pool};
+  }
   void run(int slots, const Task& task) override {
     torch::stable::parallel_for(
         0, slots, 1, [&](int64_t begin, int64_t end) { task(static_cast<int>(begin), static_cast<int>(end)); });
   }
+
+ private:
+  // torch starts all its threads for any region; where they outnumber the CPUs they sleep in between
+  static constexpr double kWakeNs = 10e3;
 };
 
 }  // namespace lstm_quant

@@ -127,6 +127,7 @@ struct Isa {
 }  // namespace
 
 const Kernels kAvx2Kernels{"avx2",
+                           {92, 80, 3},
                            KernelsOf<Isa>::quantize,
                            KernelsOf<Isa>::project,
                            KernelsOf<Isa>::step,

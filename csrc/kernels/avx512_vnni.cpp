@@ -76,6 +76,7 @@ struct Isa {
 }  // namespace
 
 const Kernels kAvx512VnniKernels{"avx512_vnni",
+                                 {220, 110, 2},
                                  KernelsOf<Isa>::quantize,
                                  KernelsOf<Isa>::project,
                                  KernelsOf<Isa>::step,

@@ -68,6 +68,7 @@ struct Isa {
 }  // namespace
 
 const Kernels kAvxVnniKernels{"avx_vnni",
+                              {150, 100, 2.5},
                               KernelsOf<Isa>::quantize,
                               KernelsOf<Isa>::project,
                               KernelsOf<Isa>::step,

@@ -202,8 +202,16 @@ constexpr size_t scratch_bytes(size_t rows, size_t padded_depth) {
   return rows * (4 * round_up(padded_depth, kAlign) + kAlign) + 16384;
 }
 
+// How fast one thread works, roughly: decides only how a call is divided among threads.
+struct Rates {
+  double products_per_ns;  // multiply-accumulates on weights that are at hand
+  double weights_per_ns;   // int8 weights that are read for one row
+  double unit_ns;          // functions, new cell and hidden state of a unit
+};
+
 struct Kernels {
   const char* name;
+  Rates rates;
   // operand[i] = steps(values[i], grid) - grid.low; the grid has at most 256 values. No alignment, nothing else is
   // touched.
   void (*quantize)(const Grid& grid, const float* values, size_t count, uint8_t* operand);

@@ -109,6 +109,6 @@ void list_changes(const uint8_t* before, const uint8_t* now, size_t groups, Delt
 
 }  // namespace
 
-const Kernels kScalarKernels{"scalar", quantize, project, step, list_changes, nullptr};
+const Kernels kScalarKernels{"scalar", {7, 7, 20}, quantize, project, step, list_changes, nullptr};
 
 }  // namespace lstm_quant

@@ -17,7 +17,7 @@ namespace lstm_quant::testing {
 class ThreadedParallel final : public Parallel {
  public:
   explicit ThreadedParallel(int threads, std::chrono::milliseconds delay = {}) : threads_(threads), delay_(delay) {}
-  int threads() const override { return threads_; }
+  Threads threads() const override { return threads_; }
   void run(int slots, const Task& task) override {
     std::vector<std::thread> others;
     for (int slot = 1; slot < slots; ++slot) {

@@ -38,20 +38,21 @@ Kernels counting(const Kernels& kernels) {
 // What the scalar kernels give by whole sums.
 void run_whole(const Blob& blob, FloatCall& call) {
   SerialParallel serial;
-  Plan plan = make_plan(blob.sizes(), call.steps, call.rows, 1);
+  Plan plan = make_plan(blob.sizes(), kScalarKernels.rates, call.steps, call.rows, 1);
   plan.delta = false;
   run_lstm(blob, check_evaluators(kScalarKernels), serial, call.call(), plan);
 }
 
 Plan random_delta_plan(Dice& dice, const Sizes& sizes, int64_t steps, int threads) {
-  Plan plan = make_plan(sizes, steps, 1, threads);
+  Plan plan = make_plan(sizes, kScalarKernels.rates, steps, 1, threads);
   plan.slots = threads;
-  plan.by_rows = false;
+  const bool whole = sizes.num_directions == 2 || sizes.num_layers == 1;
+  plan.sharing = whole || dice.chance(0.5) ? Sharing::kUnits : Sharing::kLayers;
+  plan.pieces_between = plan.sharing == Sharing::kLayers ? 2 : 1;
   plan.delta = true;
   plan.ahead = dice.chance(0.5);
   plan.chunk_steps = plan.ahead ? kAheadRows : std::min<int64_t>(steps, dice.one_of({1, 2, 5, 16}));
   plan.group_blocks = plan.chunk_steps == 1 && dice.chance(0.3) ? 2 : 1000;
-  const bool whole = sizes.num_directions == 2 || sizes.num_layers == 1;
   plan.layer_steps = whole ? steps : dice.integer(1, steps);
   plan.zigzag = dice.chance(0.5);
   return plan;
@@ -72,7 +73,7 @@ TEST(delta_steps_give_the_same_bits) {
       FloatCall got = expected;
       run_whole(blob, expected);
       ThreadedParallel parallel(static_cast<int>(dice.integer(1, 3)));
-      const Plan plan = random_delta_plan(dice, sizes, got.steps, parallel.threads());
+      const Plan plan = random_delta_plan(dice, sizes, got.steps, parallel.threads().count);
       run_lstm(blob, checked, parallel, got.call(), plan);
       check_same(expected, got, std::string(kernels->name) + ", seed " + std::to_string(seed));
     }

@@ -16,7 +16,7 @@ namespace {
 class OneThreadParallel final : public Parallel {
  public:
   OneThreadParallel(int threads, int slots_each) : threads_(threads), slots_each_(slots_each) {}
-  int threads() const override { return threads_; }
+  Threads threads() const override { return threads_; }
   void run(int slots, const Task& task) override {
     for (int slot = 0; slot < slots; slot += slots_each_) task(slot, std::min(slot + slots_each_, slots));
   }
@@ -34,14 +34,15 @@ Sizes random_sizes(Dice& dice) {
 }
 
 Plan random_plan(Dice& dice, const Sizes& sizes, int64_t steps, int64_t rows, int threads) {
-  Plan plan = make_plan(sizes, steps, rows, threads);
+  Plan plan = make_plan(sizes, kScalarKernels.rates, steps, rows, threads);
   plan.slots = threads;
-  plan.by_rows = dice.chance(0.4);
-  plan.tile_rows = plan.by_rows ? dice.integer(1, rows) : rows;
+  const bool whole = sizes.num_directions == 2 || sizes.num_layers == 1;
+  plan.sharing = static_cast<Sharing>(dice.integer(0, whole ? 1 : 2));
+  plan.tile_rows = plan.sharing == Sharing::kRows ? dice.integer(1, rows) : rows;
   plan.chunk_steps = dice.integer(1, std::min<int64_t>(steps, 5));
   plan.group_blocks = plan.chunk_steps == 1 ? static_cast<int32_t>(dice.integer(1, 5)) : 1000;
-  const bool whole = sizes.num_directions == 2 || sizes.num_layers == 1;
   plan.layer_steps = whole ? steps : dice.integer(1, steps);
+  plan.pieces_between = plan.sharing == Sharing::kLayers ? dice.integer(1, 4) : 1;
   plan.zigzag = dice.chance(0.5);
   plan.patience = std::chrono::microseconds(dice.integer(0, 2000));
   return plan;
@@ -147,7 +148,7 @@ void slow_step(const StepArgs& args) {
 class UnevenParallel final : public Parallel {
  public:
   explicit UnevenParallel(int threads) : parallel_(threads) {}
-  int threads() const override { return parallel_.threads(); }
+  Threads threads() const override { return parallel_.threads(); }
   void run(int slots, const Task& task) override {
     parallel_.run(slots, [&](int begin, int end) {
       is_slow = begin == 1;
@@ -178,12 +179,14 @@ TEST(a_crew_that_breaks_up_on_the_way_changes_nothing) {
           SerialParallel serial;
           run_lstm(blob, scalar(), serial, expected.call());
           UnevenParallel uneven(static_cast<int>(directions) * crew);
-          Plan plan = make_plan(sizes, steps, rows, uneven.threads());
-          plan.slots = uneven.threads();
-          plan.by_rows = false;
+          Plan plan = make_plan(sizes, kernels.rates, steps, rows, uneven.threads());
+          plan.slots = uneven.threads().count;
+          plan.sharing = Sharing::kUnits;
           plan.tile_rows = rows;
           plan.chunk_steps = 4;
           plan.group_blocks = 5;
+          plan.layer_steps = directions == 2 ? steps : 32;
+          plan.pieces_between = 1;
           plan.patience = std::chrono::seconds(10);
           steps_taken = 0;
           run_lstm(blob, check_evaluators(kernels), uneven, got.call(), plan);

@@ -51,6 +51,36 @@ TEST(a_stream_gives_what_one_call_gives) {
   }
 }
 
+TEST(layers_of_a_stream_that_work_at_the_same_time_give_the_same) {
+  const Sizes sizes{40, 70, 3, 1};
+  const int64_t steps = 100;
+  const auto compare = [&](const CheckedKernels& checked, int threads) {
+    CHECK(make_plan(sizes, checked.kernels.rates, steps, 1, threads).sharing == Sharing::kLayers);
+    Dice dice(static_cast<uint32_t>(threads));
+    const RandomStack stack(dice, sizes, Style::kInt8Preset);
+    const AlignedBytes bytes = stack.pack();
+    const Blob blob(bytes.data(), bytes.size());
+    FloatCall expected(dice, sizes, 2 * steps, 1, true);
+    FloatCall got = expected;
+    SerialParallel serial;
+    run_lstm(blob, checked, serial, expected.call());
+    Stream stream(bytes.data(), bytes.size(), checked, 1);
+    const Call call = got.call();
+    stream.reset(static_cast<const float*>(call.hx), static_cast<const float*>(call.cx));
+    ThreadedParallel parallel(threads);
+    for (int64_t step = 0; step < call.steps; step += steps) {
+      Sequence x = call.x;
+      x.data = static_cast<const char*>(x.data) + step * x.step_bytes;
+      stream.run(parallel, steps, x, static_cast<float*>(call.output) + step * sizes.hidden_size);
+    }
+    stream.copy_state(static_cast<float*>(call.h_n), static_cast<float*>(call.c_n));
+    check_same(expected, got, std::string(checked.kernels.name) + ", " + std::to_string(threads) + " threads");
+  };
+  for (const Kernels* kernels : tested_kernels()) {
+    for (const int threads : {2, 3, 8}) compare(check_evaluators(*kernels), threads);
+  }
+}
+
 // Kernels that count the steps which also project ahead.
 const Kernels* counted = nullptr;
 std::atomic<int64_t> steps_ahead{0};
