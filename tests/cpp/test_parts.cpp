@@ -7,6 +7,7 @@
 #include "check.h"
 #include "convert.h"
 #include "dispatch.h"
+#include "lateness.h"
 #include "team.h"
 #include "tested_kernels.h"
 
@@ -67,6 +68,29 @@ TEST(every_evaluator_is_exact) {
       CHECK(checked.exact[i] == (kernels->evaluate != nullptr)) << kernels->name << ", evaluator " << i;
     }
   }
+}
+
+TEST(threads_that_were_late_are_done_without_for_a_while) {
+  using std::chrono::milliseconds;
+  for (const bool at_the_end : {false, true}) {
+    Attendance late;
+    if (!at_the_end) std::this_thread::sleep_for(milliseconds(5));
+    late.begin();
+    std::this_thread::sleep_for(milliseconds(300));  // work
+    late.end();
+    if (at_the_end) std::this_thread::sleep_for(milliseconds(5));
+    CHECK(late.lost() >= milliseconds(5) && late.lost() < milliseconds(300));
+  }
+
+  Lateness lateness;
+  lateness.note(std::chrono::microseconds(900));
+  CHECK(!lateness.go_alone()) << "for so little";
+  lateness.note(milliseconds(20));
+  CHECK(lateness.go_alone());
+  std::this_thread::sleep_for(milliseconds(20));
+  CHECK(lateness.go_alone()) << "many times as long";
+  std::this_thread::sleep_for(milliseconds(700));
+  CHECK(!lateness.go_alone()) << "not for ever";
 }
 
 TEST(a_team_closes_when_all_slots_are_there) {

@@ -1,0 +1,55 @@
+// Going without other threads while they are held up.
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+
+namespace lstm_quant {
+
+// When the parts of one parallel region began and ended.
+class Attendance {
+ public:
+  using Clock = std::chrono::steady_clock;
+
+  void begin() { raise(last_begin_); }
+  void end() { raise(last_end_); }
+  // Time that was waited for threads that had nothing to do yet, or nothing more.
+  std::chrono::nanoseconds lost() const {
+    return Clock::duration((last_begin_.load() - start_) + (now() - last_end_.load()));
+  }
+
+ private:
+  static int64_t now() { return Clock::now().time_since_epoch().count(); }
+  static void raise(std::atomic<int64_t>& latest) {
+    const int64_t time = now();
+    int64_t before = latest.load();
+    while (before < time && !latest.compare_exchange_weak(before, time)) {
+    }
+  }
+
+  const int64_t start_ = now();
+  std::atomic<int64_t> last_begin_{start_};
+  std::atomic<int64_t> last_end_{start_};
+};
+
+// On a busy machine two threads of a process may take turns on one CPU, each spinning to the end of its time slice
+// while it waits for the other. Then a region takes milliseconds, whatever there is to do in it. So after one that lost
+// such a time calls go without other threads for many times as long: what is lost stays a small part of all.
+class Lateness {
+ public:
+  bool go_alone() const { return now() < alone_until_.load(std::memory_order_relaxed); }
+  void note(std::chrono::nanoseconds lost) {
+    if (lost >= kLate) alone_until_.store(now() + kTimesAsLong * lost.count(), std::memory_order_relaxed);
+  }
+
+ private:
+  static constexpr std::chrono::nanoseconds kLate = std::chrono::milliseconds(1);
+  static constexpr int64_t kTimesAsLong = 32;
+
+  static int64_t now() { return std::chrono::nanoseconds(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+
+  std::atomic<int64_t> alone_until_{0};
+};
+
+}  // namespace lstm_quant
