@@ -91,13 +91,54 @@ def test_calls_from_many_threads(fused: tlq.LSTM) -> None:
     assert all(torch.equal(output, one) for outputs, one in zip(got, want, strict=True) for output in outputs)
 
 
-@pytest.mark.parametrize("threads", [2, 3, 100])
-def test_any_number_of_threads(threads: int) -> None:
-    module = tlq.LSTM(random_layers(Dice(2), 40, 80, 2, 1, "int8"))
-    x = torch.randn(60, 2, 40)
+SHARED = {  # (layers, directions, steps, rows, hidden): by rows, units, directions and layers
+    "rows": (1, 1, 20, 40, 80),
+    "units": (1, 1, 60, 1, 300),
+    "directions": (2, 2, 60, 2, 80),
+    "layers": (3, 1, 100, 1, 80),
+}
+
+
+def shared(way: str) -> tuple[tlq.LSTM, Tensor]:
+    """A module and an input so large that threads share the work in one of the ways that there are."""
+    layers, directions, steps, rows, hidden = SHARED[way]
+    return tlq.LSTM(random_layers(Dice(2), 80, hidden, layers, directions, "int8")), torch.randn(steps, rows, 80)
+
+
+@pytest.mark.parametrize("way", SHARED)
+@pytest.mark.parametrize("threads", [2, 3, 8, 100])
+def test_any_number_of_threads(way: str, threads: int) -> None:
+    module, x = shared(way)
     want = module(x)[0]
     torch.set_num_threads(threads)
-    assert torch.equal(module(x)[0], want)
+    for _ in range(3):
+        assert torch.equal(module(x)[0], want)
+
+
+@pytest.mark.parametrize("threads", [0, -1])
+def test_numbers_of_threads_that_are_none(fused: tlq.LSTM, threads: int) -> None:
+    with pytest.raises(RuntimeError, match="positive"):
+        torch.set_num_threads(threads)
+    assert_exact(fused, X)
+
+
+@pytest.mark.parametrize("way", SHARED)
+def test_calls_from_many_threads_that_each_take_several(way: str) -> None:
+    module, x = shared(way)
+    want = module(x)[0]
+    torch.set_num_threads(2)
+    equal: list[bool] = []
+
+    def work() -> None:
+        torch.set_num_threads(2)  # torch keeps the number for each of Python's threads
+        equal.extend(torch.equal(module(x)[0], want) for _ in range(10))
+
+    others = [threading.Thread(target=work) for _ in range(4)]
+    for other in others:
+        other.start()
+    for other in others:
+        other.join()
+    assert equal == [True] * 40
 
 
 @pytest.mark.parametrize("threads", [1, 2])
