@@ -82,8 +82,7 @@ struct MaskedDot {
   static Sum add(Sum sum, Operand operand, Weights weights) {
     const __m256i masked = _mm256_xor_si256(weights, operand.mask);
     const __m256i pairs = _mm256_maddubs_epi16(operand.magnitude, masked);
-    sum = _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
-    return sum;
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
   }
   static Sum join(Sum a, Sum b) { return _mm256_add_epi32(a, b); }
   static V::F total(Sum sum) { return V::to_float(sum); }

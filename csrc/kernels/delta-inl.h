@@ -44,7 +44,10 @@ struct ChangeDot : Dot {
 // Writes the changes of a Delta, in ascending order of their groups.
 class ChangeWriter {
  public:
-  explicit ChangeWriter(Delta& delta) : delta_(delta) { delta.count = 0, delta.negatives = 0; }
+  explicit ChangeWriter(Delta& delta) : delta_(delta) {
+    delta.count = 0;
+    delta.negatives = 0;
+  }
 
   // The differences of a group, of any size.
   void add(size_t group, uint32_t magnitudes, uint32_t masks) {
@@ -54,7 +57,8 @@ class ChangeWriter {
     delta_.negatives += static_cast<int32_t>((pairs & 0xFFFF) + (pairs >> 16));
     const uint32_t tops = magnitudes & kTops;
     if (tops == 0) return append(group, magnitudes, masks);
-    const uint32_t large = (tops >> 7) * (kMostChange - 1), rest = magnitudes & ~kTops & large;
+    // a byte with its top bit set goes as kMostChange and what is left of it
+    const uint32_t large = (tops >> 7) * (kMostChange - 1), rest = magnitudes & large;
     append(group, (magnitudes & ~large) | tops, masks);
     if (rest != 0) append(group, rest, masks);
   }

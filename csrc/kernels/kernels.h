@@ -72,7 +72,8 @@ struct Projection {
 enum class Evaluator : uint32_t { kNone, kSigmoid12, kTanh12, kTanh10 };
 constexpr int kEvaluators = 4;
 
-// A table as polynomials over pieces of its grid: segments-inl.h.
+// A table as polynomials over pieces of its grid: segments-inl.h. The piece of q steps is the integer nearest to
+// q * per_step + first, modulo kPieces.
 constexpr int kPieces = 32;
 constexpr int kMostPieceDegree = 6;
 struct alignas(kAlign) Segments {
@@ -82,7 +83,7 @@ struct alignas(kAlign) Segments {
   // Where the outermost entries that change are evaluated: their steps, or fractions beside them if the output's grid
   // cuts the function there.
   float low, high;
-  float per_step;  // pieces
+  float per_step;
   float first;
   int32_t degree;  // from 1 to kMostPieceDegree
 };
@@ -136,9 +137,10 @@ struct Cell {
 // difference is negative and 0 elsewhere; a group with larger differences is listed twice. With them a sum grows by
 // `negatives`, the magnitudes under a mask, and each magnitude * (weight ^ mask), modulo 2**32: -m * weight is
 // m * ~weight + m, and such products of two neighbours fit int16.
+//
+// kChangesBeyond more changes may be read after the last: they name groups of the row and differ in nothing.
 constexpr int kMostChange = 128;
-constexpr size_t kChangesBeyond =
-    8;  // so many changes may be read after the last: groups of the row, without differences
+constexpr size_t kChangesBeyond = 8;
 
 struct Delta {
   size_t count;

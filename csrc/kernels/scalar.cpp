@@ -40,6 +40,12 @@ void quantize(const Grid& grid, const float* values, size_t count, uint8_t* oper
   }
 }
 
+// From what changed in the row; from the whole of it where `delta` is null.
+void sum_row(const Projection& projection, const Delta* delta, const char* row, int32_t block, float* sums) {
+  if (delta != nullptr) return scalar_sums(projection, *delta, block, sums);
+  scalar_sums(projection, row, block, sums);
+}
+
 void project(const ProjectArgs& args) {
   const Projection& projection = *args.projection;
   for (int32_t block = args.first_block; block < args.last_block; ++block) {
@@ -47,11 +53,7 @@ void project(const ProjectArgs& args) {
     const float* biases = projection.biases + block * kBlock;
     for (size_t row = 0; row < args.rows; ++row) {
       float sums[kBlock];
-      if (args.delta != nullptr) {
-        scalar_sums(projection, *args.delta, block, sums);
-      } else {
-        scalar_sums(projection, static_cast<const char*>(args.operand) + row * args.operand_stride, block, sums);
-      }
+      sum_row(projection, args.delta, static_cast<const char*>(args.operand) + row * args.operand_stride, block, sums);
       float* igates = args.igates + row * args.igates_stride + (block - args.first_block) * kBlock;
       for (int i = 0; i < kBlock; ++i) {
         igates[i] = on_grid<Scalar>(sums[i] * multipliers[i] + biases[i], projection.output[i / kUnits]);
@@ -63,11 +65,7 @@ void project(const ProjectArgs& args) {
 void step_block(const StepArgs& args, int32_t block) {
   for (size_t row = 0; row < args.rows; ++row) {
     float sums[kBlock];
-    if (args.delta != nullptr) {
-      scalar_sums(args.cell->hidden, *args.delta, block, sums);
-    } else {
-      scalar_sums(args.cell->hidden, static_cast<const char*>(args.h) + row * args.h_stride, block, sums);
-    }
+    sum_row(args.cell->hidden, args.delta, static_cast<const char*>(args.h) + row * args.h_stride, block, sums);
     for (int unit = 0; unit < kUnits; ++unit) {
       tail<Scalar, CellForm::kAny>(args, Tile<Scalar, 1, false>{row, static_cast<size_t>(block * kUnits + unit)},
                                    sums + unit);

@@ -86,8 +86,9 @@ struct KernelsOf {
     char* rest = static_cast<char*>(args.scratch) + kSumsBytes;
     switch (projection.sums) {
       case Sums::kInt8:
-        if (args.delta != nullptr)
+        if (args.delta != nullptr) {
           return project_with(args, DeltaSums<typename Isa::DeltaDot>(projection, *args.delta));
+        }
         return project_with(args, typename Isa::Int8(projection, args.operand, args.operand_stride, args.rows, rest));
       case Sums::kFloat:
         return project_with(args, typename Isa::Float(projection, args.operand, args.operand_stride, args.rows, rest));
@@ -129,7 +130,8 @@ struct KernelsOf {
     return v;
   }
 
-  // Rows of the next chunk: so that the last one is not left with a few, and where so, whole vectors of the tail.
+  // Rows of the next chunk: even shares, so that the last one is not left with a few, rounded up to kWholeRows while as
+  // many are left after it.
   static size_t chunk_rows(size_t left) {
     const size_t chunks = (left + kChunkRows - 1) / kChunkRows;
     const size_t even = (left + chunks - 1) / chunks;
