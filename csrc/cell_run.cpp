@@ -206,7 +206,8 @@ void CellRun::step(int64_t step, int64_t in_chunk, const Chunk& chunk) const {
   args.ahead = chunk.ahead;
   args.ahead_part = static_cast<int32_t>(in_chunk);
   args.scratch = workspace.scratch;
-  const float* igates = chunk.by_changes ? project_changes(in_chunk, mine) : nullptr;
+  // before the changes of h, which are listed in the same place
+  const float* changed_igates = chunk.by_changes ? project_changes(in_chunk, mine) : nullptr;
   const std::optional<Delta> changed = hidden_changes(state.h[odd], chunk);
   if (changed.has_value()) args.delta = &*changed;
   // a single group was projected ahead of the chunk, several are as they come
@@ -217,7 +218,7 @@ void CellRun::step(int64_t step, int64_t in_chunk, const Chunk& chunk) const {
     args.last_block = args.first_block + length;
     if (group < mine.blocks()) kernels.project(projection(1, args.first_block, args.last_block, chunk.igates));
     args.igates_stride = static_cast<size_t>(length) * kBlock;
-    args.igates = chunk.by_changes ? igates : chunk.igates + in_chunk * rows * args.igates_stride;
+    args.igates = chunk.by_changes ? changed_igates : chunk.igates + in_chunk * rows * args.igates_stride;
     kernels.step(args);
   }
   if (to_integers) store_integers(step, mine);

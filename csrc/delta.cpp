@@ -53,8 +53,12 @@ void KeptSums::set_blocks(int32_t first, int32_t last) {
   if (first == first_block_ && last == last_block_) return;
   first_block_ = first;
   last_block_ = last;
+  drop();
+}
+
+void KeptSums::drop() {
   kept_ = quiet_ = false;
-  turn_ = 0;
+  turn_ = leaps_ = 0;
 }
 
 bool KeptSums::at_most(double share, size_t changed, size_t rows) const {
@@ -67,12 +71,11 @@ void KeptSums::copy(const uint8_t* row) {
 
 bool KeptSums::watch(const uint8_t* row) {
   if (kept_) {
-    // a single leap is as fast by changes as to begin again after it
     const bool much = !at_most(kGoOn, count_changed(row, operand_, groups()), 1);
-    turn_ = much ? turn_ + 1 : 0;
-    if (turn_ < 2) return true;
-    kept_ = quiet_ = false;
-    turn_ = 0;
+    leaps_ = much ? leaps_ + 1 : 0;
+    // a single leap is as fast by changes as to begin again after it
+    if (leaps_ < 2) return true;
+    drop();
   }
   if (turn_ == 1) quiet_ = at_most(kBegin, count_changed(row, operand_, groups()), 1);
   if (turn_ == 0) copy(row);
@@ -85,8 +88,8 @@ bool KeptSums::watch_all(const uint8_t* rows, size_t stride, size_t count) {
   if (!kept_) count = std::min<size_t>(count, kLookEvery);
   for (size_t i = 1; i < count; ++i) changed += count_changed(rows + i * stride, rows + (i - 1) * stride, groups());
   const bool little = at_most(kept_ ? kGoOnTogether : kBeginTogether, changed, count);
-  if (!little) kept_ = quiet_ = false;
-  turn_ = 0;
+  if (!little) drop();
+  turn_ = leaps_ = 0;
   return little;
 }
 
@@ -97,9 +100,7 @@ void KeptSums::begin() {
   for (int32_t i = first_block_ * kBlock; i < last_block_ * kBlock; ++i) {
     sums_[i] = static_cast<int32_t>(factor * static_cast<uint32_t>(projection_->weight_sums[i]));
   }
-  kept_ = true;
-  quiet_ = true;
-  turn_ = 0;
+  kept_ = quiet_ = true;
 }
 
 Delta KeptSums::change(const Kernels& kernels, const uint8_t* row, const ChangeList& list) {

@@ -42,6 +42,7 @@ class KeptSums {
  private:
   size_t groups() const { return static_cast<size_t>(projection_->padded_depth) / kGroup; }
   bool at_most(double share, size_t changed, size_t rows) const;
+  void drop();
   void copy(const uint8_t* row);
   void begin();
 
@@ -51,7 +52,8 @@ class KeptSums {
   int32_t first_block_ = 0, last_block_ = 0;
   bool kept_ = false;   // there are sums, those of the operand
   bool quiet_ = false;  // little changed when it was looked at last
-  int turn_ = 0;        // rows since then; while sums are kept, rows in which much changed
+  int turn_ = 0;        // without sums: rows since then
+  int leaps_ = 0;       // with sums: rows on end in which much changed
 };
 
 // Of a cell.
