@@ -208,6 +208,20 @@ uint64_t Packer::share(const void* content, size_t bytes) {
   return place->second;
 }
 
+// `steps`: the table's, from the zero of a grid whose least is `low`; empty where there are none.
+void Packer::lay_out_table(const TableSource& source, const std::vector<float>& steps, float low,
+                           FunctionRecord& record) {
+  std::vector<uint16_t> small;
+  if (source.count > kSmallTable) small = as_uint16(steps, low);
+  if (small.empty()) {
+    record.form = TableForm::kFloat;
+    record.table = share(source.values, source.count * sizeof(float));
+  } else {
+    record.form = TableForm::kUint16;
+    record.table = share(small.data(), source.count * sizeof(uint16_t));
+  }
+}
+
 void Packer::lay_out_function(int index, const TableSource& source, const Grid& input, const Grid& output,
                               FunctionRecord& record) {
   const int64_t entries = input.present() ? static_cast<int64_t>(input.high - input.low) + 1 : 0;
@@ -218,16 +232,8 @@ void Packer::lay_out_function(int index, const TableSource& source, const Grid& 
   if (entries == 0) return;
   LaidOutFunction function{is_tanh(index), input, output, {}};
   std::vector<float> steps;
-  std::vector<uint16_t> small;
   if (output.present()) steps = in_steps(source, output);
-  if (entries > kSmallTable) small = as_uint16(steps, output.low);
-  if (small.empty()) {
-    function.record.form = TableForm::kFloat;
-    function.record.table = share(source.values, entries * sizeof(float));
-  } else {
-    function.record.form = TableForm::kUint16;
-    function.record.table = share(small.data(), entries * sizeof(uint16_t));
-  }
+  lay_out_table(source, steps, output.low, function.record);
   const auto known = std::find_if(functions_.begin(), functions_.end(), [&](const LaidOutFunction& other) {
     return other.is_tanh == function.is_tanh && other.input == input && other.output == output &&
            other.record.form == function.record.form && other.record.table == function.record.table;

@@ -55,6 +55,7 @@ class Packer {
   uint64_t reserve(uint64_t bytes);
   uint64_t share(const void* content, size_t bytes);
   void lay_out_projection(const MatrixSource& source, const Grid& grid, ProjectionRecord& record);
+  void lay_out_table(const TableSource& source, const std::vector<float>& steps, float low, FunctionRecord& record);
   void lay_out_function(int index, const TableSource& source, const Grid& input, const Grid& output,
                         FunctionRecord& record);
   void find_evaluation(const TableSource& source, std::vector<float> steps, LaidOutFunction& function);

@@ -112,7 +112,11 @@ double solve(const Terms& powers, double value) {
   double low = -1, high = 1;
   for (int i = 0; i < kHalvings; ++i) {
     const double middle = (low + high) / 2;
-    (evaluate(powers, middle) < value) == rises ? low = middle : high = middle;
+    if ((evaluate(powers, middle) < value) == rises) {
+      low = middle;
+    } else {
+      high = middle;
+    }
   }
   return (low + high) / 2;
 }
@@ -172,7 +176,11 @@ class Search {
     double beyond = outermost, within = next;
     for (int i = 0; i < kHalvings; ++i) {
       const double middle = (beyond + within) / 2;
-      (function(middle) > value) == is_above ? beyond = middle : within = middle;
+      if ((function(middle) > value) == is_above) {
+        beyond = middle;
+      } else {
+        within = middle;
+      }
     }
     return static_cast<float>(within);
   }
