@@ -186,7 +186,8 @@ PyObject* lstm(PyObject*, PyObject* const* args, Py_ssize_t count) {
 // The stream of a StreamObject; null with a Python error before it is bound.
 BoundStream* bound_in(PyObject* self) {
   BoundStream* bound = reinterpret_cast<StreamObject*>(self)->bound;
-  if (bound == nullptr) PyErr_SetString(PyExc_RuntimeError, "torch_lstm_quant: a stream that was not bound");
+  if (bound == nullptr)
+    PyErr_SetString(PyExc_RuntimeError, "torch_lstm_quant: this Stream has no LSTM yet: call Stream.__init__(module)");
   return bound;
 }
 
@@ -197,7 +198,8 @@ PyObject* bind_stream(PyObject* self, PyObject* const* args, Py_ssize_t count) {
   if (!packed.open(args, count, 5)) return nullptr;
   const long long rows = PyLong_AsLongLong(args[4]);
   if (PyErr_Occurred() != nullptr) return nullptr;
-  if (object.bound != nullptr) return PyErr_Format(PyExc_RuntimeError, "torch_lstm_quant: a stream is bound once");
+  if (object.bound != nullptr)
+    return PyErr_Format(PyExc_RuntimeError, "torch_lstm_quant: this Stream has its LSTM already: make another Stream");
   return guarded([&] {
     object.bound =
         new BoundStream{{Reference(args[0]), *packed.api}, {packed.data, packed.bytes, active_kernels(), rows}};
@@ -218,8 +220,8 @@ bool goes_with(const PyTensor& out, const PyTensor& x) {
   return x.steps() == 0 || out.end() <= x.begin() || x.end() <= out.begin();
 }
 
-// _run(x, out or None) -> out or a new tensor
-PyObject* run_stream(PyObject* self, PyObject* x_object, PyObject* out_object) {
+// Feeds the stream, and gives `out_object` or, where that is None, a new tensor; None if it does not take them.
+PyObject* feed(PyObject* self, PyObject* x_object, PyObject* out_object) {
   BoundStream* bound = bound_in(self);
   if (bound == nullptr) return nullptr;
   const Use use(*bound);
@@ -259,14 +261,15 @@ PyObject* call_stream(PyObject* self, PyObject* args, PyObject* keywords) {
       return nullptr;
     }
   }
-  PyObject* y = run_stream(self, x, out);
+  PyObject* y = feed(self, x, out);
   if (y != Py_None) return y;
   Py_DECREF(y);
   return PyObject_CallMethod(self, "_run_unusual", "OO", x, out);
 }
 
-PyObject* run_bound_stream(PyObject* self, PyObject* const* args, Py_ssize_t count) {
-  return has_count(count, 2) ? run_stream(self, args[0], args[1]) : nullptr;
+// _run(x, out or None)
+PyObject* run_stream(PyObject* self, PyObject* const* args, Py_ssize_t count) {
+  return has_count(count, 2) ? feed(self, args[0], args[1]) : nullptr;
 }
 
 // Does `action` on a stream and two addresses of its states.
@@ -298,7 +301,7 @@ PyMethodDef method(const char* name) {
 }
 
 PyMethodDef stream_methods[] = {
-    method<bind_stream>("_bind"),      method<run_bound_stream>("_run"), method<set_state>("_set_state"),
+    method<bind_stream>("_bind"),      method<run_stream>("_run"),     method<set_state>("_set_state"),
     method<copy_state>("_copy_state"), {nullptr, nullptr, 0, nullptr},
 };
 PyType_Slot stream_slots[] = {

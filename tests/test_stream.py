@@ -210,6 +210,16 @@ def test_every_call_gives_a_tensor_of_its_own() -> None:
     assert not outputs[0]._is_view()
 
 
+def test_a_stream_is_of_one_lstm() -> None:
+    with pytest.raises(RuntimeError, match=r"has no LSTM yet: call Stream.__init__"):
+        tlq.Stream.__new__(tlq.Stream)(torch.zeros(1, I))
+    stream = tlq.Stream(fused(), B)
+    sizes = repr(stream)
+    with pytest.raises(RuntimeError, match="has its LSTM already: make another Stream"):
+        stream.__init__(fused(), 1)  # type: ignore[misc]
+    assert repr(stream) == sizes  # of which state() makes tensors
+
+
 def test_steps_come_first_whatever_the_module_takes() -> None:
     module, x = fused(), torch.randn(4, B, I)
     batch_first = tlq.LSTM(module.cells(), batch_first=True)

@@ -98,7 +98,7 @@ def pack(layers: Sequence[Sequence[Cell]]) -> Tensor:
 
 
 def bind(bind_function: Callable[..., object], packed: Tensor, *arguments: int) -> object:
-    """What a ``bind_...`` function of ``_direct`` makes of the packed cells.
+    """What a function of ``_direct`` that binds, ``bind_layers`` or a stream's ``_bind``, makes of the packed cells.
 
     Raises:
         ValueError: ``packed`` has no memory of the CPU, as on the meta device.

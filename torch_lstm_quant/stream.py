@@ -60,12 +60,12 @@ class Stream(_direct.Stream):
             raise TypeError(f"batch_size must be an int, got {type(batch_size).__name__}")
         if not 1 <= batch_size <= _MOST_ROWS:
             raise ValueError(f"batch_size must be at least 1 and at most {_MOST_ROWS}, got {batch_size}")
+        # first, as it refuses a second time; a copy, as share_memory_() would take the memory away
+        ops.bind(self._bind, module.packed().clone(), batch_size)
         self.input_size = module.input_size
         self.hidden_size = module.hidden_size
         self.num_layers = module.num_layers
         self.batch_size = batch_size
-        # a copy, as share_memory_() would take the memory away
-        ops.bind(self._bind, module.packed().clone(), batch_size)
 
     def reset(self, hx: States | None = None) -> None:
         """Begin a new sequence.
