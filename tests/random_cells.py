@@ -222,12 +222,12 @@ def random_input(dice: Dice, *shape: int) -> Tensor:
     return x
 
 
-SIGNALS = ("moving", "silence", "slow sensor", "one by one")
+SIGNALS = ("silence", "slow sensor", "one by one")
 
 
 def make_signal(x: Tensor, signal: str, period: int) -> Tensor:
     """Makes of ``x`` ``[T, B, I]``: bursts of ``period`` steps, then zeros for three times as long; values that change every
-    ``period`` steps; or one feature of ``I`` that changes at a step.
+    ``period`` steps; or one feature of ``I`` that changes at a step. Any other ``signal`` leaves it as it is.
     """
     step = torch.arange(len(x))
     if signal == "silence":

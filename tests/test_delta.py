@@ -20,7 +20,7 @@ def check(got: Tensor, states: tuple[Tensor, Tensor], want: tuple[Tensor, Tensor
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-@pytest.mark.parametrize("signal", SIGNALS[1:])
+@pytest.mark.parametrize("signal", SIGNALS)
 @pytest.mark.parametrize(("input_size", "hidden_size"), [(5, 70), (64, 64), (130, 96), (257, 128)])
 def test_module_and_stream(preset: str, signal: str, input_size: int, hidden_size: int) -> None:
     dice = Dice(hidden_size)
@@ -39,7 +39,7 @@ def test_module_and_stream(preset: str, signal: str, input_size: int, hidden_siz
             check(torch.cat(got), stream.state(), want)
 
 
-@pytest.mark.parametrize("signal", SIGNALS[1:])
+@pytest.mark.parametrize("signal", SIGNALS)
 def test_units_shared_by_threads(signal: str) -> None:
     dice = Dice(0)
     layers = random_layers(dice, 256, 512, 1, 1, "int8")
@@ -53,7 +53,7 @@ def test_units_shared_by_threads(signal: str) -> None:
         check(torch.cat([stream(step)[None] for step in x]), stream.state(), want)
 
 
-@pytest.mark.parametrize("signal", SIGNALS[1:])
+@pytest.mark.parametrize("signal", SIGNALS)
 def test_two_directions(signal: str) -> None:
     dice = Dice(1)
     layers = random_layers(dice, 40, 64, 2, 2, "int8")

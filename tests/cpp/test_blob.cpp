@@ -103,15 +103,11 @@ TEST(misaligned_blobs_are_refused) {
 TEST(random_damage_never_reads_or_writes_elsewhere) {
   SerialParallel serial;
   const std::vector<const Kernels*> usable = tested_kernels();
+  std::vector<AlignedBytes> goods;
+  for (Style style : kStyles) goods.push_back(good_blob(style));
   for (uint32_t seed = 0; seed < 3000; ++seed) {
     Dice dice(seed);
-    static const AlignedBytes goods[] = {good_blob(),
-                                         good_blob(Style::kAllInt8),
-                                         good_blob(Style::kGates16),
-                                         good_blob(Style::kAll16),
-                                         good_blob(Style::kFloat),
-                                         good_blob(Style::kMixed)};
-    AlignedBytes bytes = goods[seed % std::size(goods)];
+    AlignedBytes bytes = goods[seed % goods.size()];
     const size_t records = sizeof(BlobHeader) + kSizes.cells() * sizeof(CellRecord);
     for (int64_t changes = dice.integer(1, 3); changes > 0; --changes) {
       const size_t word = dice.integer(sizeof(BlobHeader) / 4, records / 4 - 1);

@@ -212,13 +212,6 @@ TEST(sums_by_changes_are_those_of_whole_rows) {
   }
 }
 
-TEST(evaluations_are_exact_on_every_isa) {
-  for (const Kernels* kernels : vector_kernels()) {
-    const CheckedKernels checked = check_evaluators(*kernels);
-    for (int i = 1; i < kEvaluators; ++i) CHECK(checked.exact[i]) << kernels->name << ", evaluation " << i;
-  }
-}
-
 // Operands and weights that are all the same, and what is summed over them, in arrays of their own.
 class Uniform {
  public:

@@ -61,11 +61,11 @@ TEST(an_unknown_isa_is_refused_with_the_legal_names) {
   CHECK(usable_kernels().back() == &kScalarKernels);
 }
 
-TEST(every_evaluator_is_exact) {
+TEST(every_evaluator_is_exact_on_every_isa_that_has_them) {
   for (const Kernels* kernels : tested_kernels()) {
     const CheckedKernels checked = check_evaluators(*kernels);
     for (int i = 1; i < kEvaluators; ++i) {
-      CHECK(checked.exact[i] == (kernels->evaluate != nullptr)) << kernels->name << ", evaluator " << i;
+      CHECK(checked.exact[i] == (kernels != &kScalarKernels)) << kernels->name << ", evaluator " << i;
     }
   }
 }
