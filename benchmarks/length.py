@@ -6,6 +6,7 @@ python benchmarks/length.py --threads 1
 from __future__ import annotations
 
 import argparse
+import itertools
 import multiprocessing
 import re
 import time
@@ -18,7 +19,8 @@ from torch import Tensor, nn
 import torch_lstm_quant as tlq
 
 STEPS = (40, 400, 4_000, 40_000, 100_000)
-STACKS = [(size, layers, directions) for size in (128, 512) for layers, directions in ((1, 1), (2, 1), (1, 2), (2, 2))]
+STACKS = (1, 1), (2, 1), (1, 2), (2, 2)
+"""Layers and directions."""
 SECONDS = 0.5
 """Of calls, of which the fastest counts."""
 
@@ -59,13 +61,11 @@ def measure(module: tlq.LSTM, steps: int, threads: int) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--sizes", default="128,512", help="hidden sizes")
+    parser.add_argument("--sizes", default="128,512", help="comma-separated: as many features as hidden units")
     options = parser.parse_args()
     torch.set_num_threads(1)  # threads do not outlive a fork
     print("ns a step (MB beyond input and output) | " + " | ".join(f"T{steps:,}" for steps in STEPS))
-    for size, layers, directions in STACKS:
-        if str(size) not in options.sizes.split(","):
-            continue
+    for size, (layers, directions) in itertools.product(map(int, options.sizes.split(",")), STACKS):
         lstm = nn.LSTM(size, size, layers, bidirectional=directions == 2).eval()
         module = tlq.quantize(lstm, [torch.randn(64, 4, size)], progress=False)
         cells = []
