@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import threading
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -72,73 +71,6 @@ def test_the_operator_refuses_tensors_on_different_devices(fused: tlq.LSTM) -> N
 def test_nested_tensors(fused: tlq.LSTM) -> None:
     with pytest.raises(TypeError, match="input must be a dense tensor"):
         fused(torch.nested.nested_tensor([X[:, 0], X[:2, 0]]))
-
-
-def test_calls_from_many_threads(fused: tlq.LSTM) -> None:
-    inputs = [torch.randn(20, 2, I) for _ in range(8)]
-    want = [fused(x)[0] for x in inputs]
-    got: list[list[Tensor]] = [[] for _ in inputs]
-
-    def work(index: int) -> None:
-        got[index] = [fused(inputs[index])[0] for _ in range(20)]
-
-    threads = [threading.Thread(target=work, args=(index,)) for index in range(len(inputs))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert all(len(outputs) == 20 for outputs in got)
-    assert all(torch.equal(output, one) for outputs, one in zip(got, want, strict=True) for output in outputs)
-
-
-SHARED = {  # (layers, directions, steps, rows, hidden): by rows, units, directions and layers
-    "rows": (1, 1, 20, 40, 80),
-    "units": (1, 1, 60, 1, 300),
-    "directions": (2, 2, 60, 2, 80),
-    "layers": (3, 1, 100, 1, 80),
-}
-
-
-def shared(way: str) -> tuple[tlq.LSTM, Tensor]:
-    """A module and an input so large that threads share the work in one of the ways that there are."""
-    layers, directions, steps, rows, hidden = SHARED[way]
-    return tlq.LSTM(random_layers(Dice(2), 80, hidden, layers, directions, "int8")), torch.randn(steps, rows, 80)
-
-
-@pytest.mark.parametrize("way", SHARED)
-@pytest.mark.parametrize("threads", [2, 3, 8, 100])
-def test_any_number_of_threads(way: str, threads: int) -> None:
-    module, x = shared(way)
-    want = module(x)[0]
-    torch.set_num_threads(threads)
-    for _ in range(3):
-        assert torch.equal(module(x)[0], want)
-
-
-@pytest.mark.parametrize("threads", [0, -1])
-def test_numbers_of_threads_that_are_none(fused: tlq.LSTM, threads: int) -> None:
-    with pytest.raises(RuntimeError, match="positive"):
-        torch.set_num_threads(threads)
-    assert_exact(fused, X)
-
-
-@pytest.mark.parametrize("way", SHARED)
-def test_calls_from_many_threads_that_each_take_several(way: str) -> None:
-    module, x = shared(way)
-    want = module(x)[0]
-    torch.set_num_threads(2)
-    equal: list[bool] = []
-
-    def work() -> None:
-        torch.set_num_threads(2)  # torch keeps the number for each of Python's threads
-        equal.extend(torch.equal(module(x)[0], want) for _ in range(10))
-
-    others = [threading.Thread(target=work) for _ in range(4)]
-    for other in others:
-        other.start()
-    for other in others:
-        other.join()
-    assert equal == [True] * 40
 
 
 @pytest.mark.parametrize("threads", [1, 2])
