@@ -272,25 +272,33 @@ PyObject* run_stream(PyObject* self, PyObject* const* args, Py_ssize_t count) {
   return has_count(count, 2) ? feed(self, args[0], args[1]) : nullptr;
 }
 
-// Does `action` on a stream and two addresses of its states.
+// Does `action` on a stream and two addresses of its states, each of `values` float32.
 template <class Action>
 PyObject* with_states(PyObject* self, PyObject* const* args, Py_ssize_t count, const Action& action) {
   BoundStream* bound = bound_in(self);
-  if (bound == nullptr || !has_count(count, 2)) return nullptr;
+  if (bound == nullptr || !has_count(count, 3)) return nullptr;
   auto* h = static_cast<float*>(PyLong_AsVoidPtr(args[0]));
   auto* c = static_cast<float*>(PyLong_AsVoidPtr(args[1]));
+  const long long values = PyLong_AsLongLong(args[2]);
   const Use use(*bound);
   if (!use.mine() || PyErr_Occurred() != nullptr) return nullptr;
+  // Python's attributes can be set to other sizes
+  const Stream& stream = bound->stream;
+  const long long needed = stream.sizes().cells() * stream.rows() * stream.sizes().hidden_size;
+  if (values != needed) {
+    return PyErr_Format(PyExc_RuntimeError, "torch_lstm_quant: the stream's states have %lld values each, got %lld",
+                        needed, values);
+  }
   action(bound->stream, h, c);
   Py_RETURN_NONE;
 }
 
-// _set_state(address of hx or 0, address of cx or 0)
+// _set_state(address of hx or 0, address of cx or 0, values)
 PyObject* set_state(PyObject* self, PyObject* const* args, Py_ssize_t count) {
   return with_states(self, args, count, [](Stream& stream, const float* hx, const float* cx) { stream.reset(hx, cx); });
 }
 
-// _copy_state(address of h_n, address of c_n)
+// _copy_state(address of h_n, address of c_n, values)
 PyObject* copy_state(PyObject* self, PyObject* const* args, Py_ssize_t count) {
   return with_states(self, args, count, [](Stream& stream, float* h_n, float* c_n) { stream.copy_state(h_n, c_n); });
 }

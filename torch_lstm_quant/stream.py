@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -78,19 +80,18 @@ class Stream(_direct.Stream):
             RuntimeError: the stream is being used by another thread.
         """
         if hx is None:
-            self._set_state(0, 0)
+            self._set_state(0, 0, math.prod(self._state_shape))
             return
         h0, c0 = (self._state(name, state) for name, state in zip(("h_0", "c_0"), split_states(hx), strict=True))
-        self._set_state(h0.data_ptr(), c0.data_ptr())
+        self._set_state(h0.data_ptr(), c0.data_ptr(), h0.numel())
 
     def state(self) -> States:
         """``(h_n, c_n)`` after the last step, each float32 ``[num_layers, batch_size, hidden_size]``, as the module gives.
 
         Another stream of the same module that is ``reset`` to them goes on as this one would.
         """
-        shape = self.num_layers, self.batch_size, self.hidden_size
-        h_n, c_n = (torch.empty(shape, dtype=torch.float32, device=CPU) for _ in range(2))
-        self._copy_state(h_n.data_ptr(), c_n.data_ptr())
+        h_n, c_n = (torch.empty(self._state_shape, dtype=torch.float32, device=CPU) for _ in range(2))
+        self._copy_state(h_n.data_ptr(), c_n.data_ptr(), h_n.numel())
         return h_n, c_n
 
     def __repr__(self) -> str:
@@ -99,11 +100,15 @@ class Stream(_direct.Stream):
     def __reduce__(self) -> str:
         raise TypeError("a Stream cannot be copied or pickled: make another of its module and reset it to state()")
 
+    @property
+    def _state_shape(self) -> tuple[int, int, int]:
+        return self.num_layers, self.batch_size, self.hidden_size
+
     def _state(self, name: str, state: object) -> Tensor:
         """A plain copy."""
         check_tensor(name, state, _FLOAT32, CPU)
         assert isinstance(state, Tensor)
-        needed = [self.num_layers, self.batch_size, self.hidden_size]
+        needed = list(self._state_shape)
         if list(state.shape) != needed:
             raise ValueError(f"{name} must be {needed} (num_layers, batch_size, hidden_size), got {list(state.shape)}")
         plain = state.clone(memory_format=torch.contiguous_format)
