@@ -1,4 +1,4 @@
-"""A Stream as a Python object: forms of calls, initialization, references, and sizes that are set to others."""
+"""A Stream as a Python object: forms of calls, references, and sizes that are set to others."""
 
 from __future__ import annotations
 
@@ -17,18 +17,8 @@ import torch_lstm_quant as tlq
 I, H, B = 7, 6, 2  # noqa: E741
 
 
-def fused(layers: int = 1) -> tlq.LSTM:
-    return tlq.LSTM(random_layers(Dice(0), I, H, layers, 1, "int8"))
-
-
-def test_a_second_init_is_refused_and_changes_nothing() -> None:
-    module, x = fused(), torch.randn(3, B, I)
-    stream = tlq.Stream(module, B)
-    with pytest.raises(RuntimeError, match="bound once"):
-        stream.__init__(fused(layers=2), B + 1)  # type: ignore[misc]
-    assert repr(stream) == "Stream(7, 6, num_layers=1, batch_size=2)"
-    assert torch.equal(stream(x), module(x)[0])
-    assert torch.equal(stream.state()[0], module(x)[1][0])
+def fused() -> tlq.LSTM:
+    return tlq.LSTM(random_layers(Dice(0), I, H, 1, 1, "int8"))
 
 
 def test_sizes_that_are_not_the_streams_do_not_reach_other_memory() -> None:
@@ -38,8 +28,6 @@ def test_sizes_that_are_not_the_streams_do_not_reach_other_memory() -> None:
     for use in (stream.state, stream.reset, lambda: stream.reset(states)):
         with pytest.raises(RuntimeError, match="have 12 values each, got 36"):
             use()
-    with pytest.raises(RuntimeError, match="not bound"):
-        tlq.Stream.__new__(tlq.Stream)(torch.randn(B, I))
 
 
 CALLS: dict[str, tuple[Callable[[tlq.Stream, Tensor], object], type[Exception] | None]] = {
