@@ -7,7 +7,7 @@ namespace lstm_quant {
 
 // The threads that a call may use.
 struct Threads {
-  static constexpr double kStartNs = 3000;
+  static constexpr double kStartNs = 4000;
 
   // A plain number stands for threads that are ready.
   Threads(int count_, double start_ns_ = kStartNs) : count(count_), start_ns(start_ns_) {}
