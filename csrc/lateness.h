@@ -1,6 +1,7 @@
 // Going without other threads while they are held up.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstdint>
@@ -34,21 +35,28 @@ class Attendance {
 };
 
 // On a busy machine two threads of a process may take turns on one CPU, each spinning to the end of its time slice
-// while it waits for the other. Then a region takes milliseconds, whatever there is to do in it. So after one that lost
-// such a time calls go without other threads for many times as long: what is lost stays a small part of all.
+// while it waits for the other. Then a region takes milliseconds, whatever there is to do in it. So after regions that
+// lost such a time calls go without other threads for many times as long: what is lost stays a small part of all. A
+// single late one does not count, nor one among several: threads that slept since the last burst of calls start late.
 class Lateness {
  public:
   bool go_alone() const { return now() < alone_until_.load(std::memory_order_relaxed); }
   void note(std::chrono::nanoseconds lost) {
-    if (lost >= kLate) alone_until_.store(now() + kTimesAsLong * lost.count(), std::memory_order_relaxed);
+    const bool late = lost >= kLate;
+    const int before = score_.load(std::memory_order_relaxed);
+    const int score = late ? std::min(before + 2, kHighest) : std::max(before - 1, 0);
+    if (score != before) score_.store(score, std::memory_order_relaxed);
+    if (late && score > 2) alone_until_.store(now() + kTimesAsLong * lost.count(), std::memory_order_relaxed);
   }
 
  private:
   static constexpr std::chrono::nanoseconds kLate = std::chrono::milliseconds(1);
   static constexpr int64_t kTimesAsLong = 32;
+  static constexpr int kHighest = 4;
 
   static int64_t now() { return std::chrono::nanoseconds(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
+  std::atomic<int> score_{0};  // twice the late regions less the others
   std::atomic<int64_t> alone_until_{0};
 };
 

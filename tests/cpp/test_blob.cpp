@@ -105,7 +105,7 @@ TEST(random_damage_never_reads_or_writes_elsewhere) {
   const std::vector<const Kernels*> usable = tested_kernels();
   std::vector<AlignedBytes> goods;
   for (Style style : kStyles) goods.push_back(good_blob(style));
-  for (uint32_t seed = 0; seed < 3000; ++seed) {
+  for (uint32_t seed = 0; seed < seeds(3000); ++seed) {
     Dice dice(seed);
     AlignedBytes bytes = goods[seed % goods.size()];
     const size_t records = sizeof(BlobHeader) + kSizes.cells() * sizeof(CellRecord);

@@ -62,7 +62,7 @@ TEST(delta_steps_give_the_same_bits) {
   for (const Kernels* kernels : tested_kernels()) {
     const Kernels with_counts = counting(*kernels);
     const CheckedKernels checked = check_evaluators(with_counts);
-    for (uint32_t seed = 0; seed < 40; ++seed) {
+    for (uint32_t seed = 0; seed < seeds(40); ++seed) {
       Dice dice(seed);
       const Sizes sizes{dice.integer(1, 70), dice.integer(1, 100), dice.integer(1, 2), dice.integer(1, 2)};
       const RandomStack stack(dice, sizes, kStyles[seed % std::size(kStyles)]);
@@ -86,7 +86,7 @@ TEST(a_stream_goes_on_by_changes_from_call_to_call) {
   for (const Kernels* kernels : tested_kernels()) {
     const Kernels with_counts = counting(*kernels);
     const CheckedKernels checked = check_evaluators(with_counts);
-    for (uint32_t seed = 0; seed < 12; ++seed) {
+    for (uint32_t seed = 0; seed < seeds(12); ++seed) {
       Dice dice(seed);
       const Sizes sizes{dice.integer(1, 70), dice.integer(64, 100), dice.integer(1, 2), 1};
       const RandomStack stack(dice, sizes, dice.chance(0.5) ? Style::kInt8Preset : Style::kAllInt8);

@@ -52,7 +52,7 @@ TEST(every_kernel_gives_the_scalar_bits) {
   for (const Kernels* kernels : tested_kernels()) {
     const CheckedKernels checked = check_evaluators(*kernels);
     SerialParallel serial;
-    for (uint32_t seed = 0; seed < 60; ++seed) {
+    for (uint32_t seed = 0; seed < seeds(60); ++seed) {
       Dice dice(seed);
       const Style style = kStyles[seed % std::size(kStyles)];
       const RandomStack stack(dice, random_sizes(dice), style);
@@ -71,7 +71,7 @@ TEST(every_kernel_gives_the_scalar_bits) {
 TEST(projecting_ahead_gives_the_same_bits) {
   for (const Kernels* kernels : tested_kernels()) {
     const CheckedKernels checked = check_evaluators(*kernels);
-    for (uint32_t seed = 0; seed < 60; ++seed) {
+    for (uint32_t seed = 0; seed < seeds(60); ++seed) {
       Dice dice(seed);
       Sizes sizes = random_sizes(dice);
       sizes.input_size = dice.integer((sizes.hidden_size + 1) / 2, sizes.hidden_size);
@@ -97,7 +97,7 @@ TEST(projecting_ahead_gives_the_same_bits) {
 
 TEST(every_plan_gives_the_same_bits) {
   const CheckedKernels checked = check_evaluators(*usable_kernels().front());
-  for (uint32_t seed = 0; seed < 100; ++seed) {
+  for (uint32_t seed = 0; seed < seeds(100); ++seed) {
     Dice dice(seed);
     const RandomStack stack(dice, random_sizes(dice), kStyles[seed % std::size(kStyles)]);
     const AlignedBytes bytes = stack.pack();

@@ -85,7 +85,13 @@ TEST(threads_that_were_late_are_done_without_for_a_while) {
   Lateness lateness;
   lateness.note(std::chrono::microseconds(900));
   CHECK(!lateness.go_alone()) << "for so little";
-  lateness.note(milliseconds(20));
+  for (int burst = 0; burst < 5; ++burst) {
+    lateness.note(milliseconds(20));
+    CHECK(!lateness.go_alone()) << "for a single one, burst " << burst;
+    lateness.note({});
+    lateness.note({});
+  }
+  for (int i = 0; i < 2; ++i) lateness.note(milliseconds(20));
   CHECK(lateness.go_alone());
   std::this_thread::sleep_for(milliseconds(20));
   CHECK(lateness.go_alone()) << "many times as long";

@@ -37,7 +37,7 @@ class Log {
 };
 
 TEST(every_piece_is_done_once_and_in_its_turn) {
-  for (uint32_t seed = 0; seed < 200; ++seed) {
+  for (uint32_t seed = 0; seed < seeds(200); ++seed) {
     Dice dice(seed);
     const int64_t layers = dice.integer(1, 4), pieces = dice.integer(0, 30), most_ahead = dice.integer(1, 4);
     Pipeline pipeline(layers, pieces, most_ahead);

@@ -29,7 +29,7 @@ TEST(a_stream_gives_what_one_call_gives) {
   for (const Kernels* kernels : tested_kernels()) {
     const CheckedKernels checked = check_evaluators(*kernels);
     SerialParallel serial;
-    for (uint32_t seed = 0; seed < 60; ++seed) {
+    for (uint32_t seed = 0; seed < seeds(60); ++seed) {
       Dice dice(seed);
       const Sizes sizes{dice.integer(1, 40), dice.integer(1, 70), dice.integer(1, 3), 1};
       const RandomStack stack(dice, sizes, kStyles[seed % std::size(kStyles)]);
