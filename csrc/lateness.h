@@ -1,7 +1,6 @@
 // Going without other threads while they are held up.
 #pragma once
 
-#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstdint>
@@ -15,7 +14,8 @@ class Attendance {
 
   void begin() { raise(last_begin_); }
   void end() { raise(last_end_); }
-  // Time that was waited for threads that had nothing to do yet, or nothing more.
+  std::chrono::nanoseconds time() const { return Clock::duration(now() - start_); }
+  // That of it which was waited for threads that had nothing to do yet, or nothing more.
   std::chrono::nanoseconds lost() const {
     return Clock::duration((last_begin_.load() - start_) + (now() - last_end_.load()));
   }
@@ -35,28 +35,27 @@ class Attendance {
 };
 
 // On a busy machine two threads of a process may take turns on one CPU, each spinning to the end of its time slice
-// while it waits for the other. Then a region takes milliseconds, whatever there is to do in it. So after regions that
-// lost such a time calls go without other threads for many times as long: what is lost stays a small part of all. A
-// single late one does not count, nor one among several: threads that slept since the last burst of calls start late.
+// while it waits for the other. Then a region takes milliseconds, whatever there is to do in it. So after some such
+// regions on end calls go without other threads for many times as long: what is lost stays a small part of all. Threads
+// that slept since the last burst of calls start late too, but the next time they do not.
 class Lateness {
  public:
   bool go_alone() const { return now() < alone_until_.load(std::memory_order_relaxed); }
-  void note(std::chrono::nanoseconds lost) {
-    const bool late = lost >= kLate;
-    const int before = score_.load(std::memory_order_relaxed);
-    const int score = late ? std::min(before + 2, kHighest) : std::max(before - 1, 0);
-    if (score != before) score_.store(score, std::memory_order_relaxed);
-    if (late && score > 2) alone_until_.store(now() + kTimesAsLong * lost.count(), std::memory_order_relaxed);
+  // Of a region that took `time`.
+  void note(std::chrono::nanoseconds lost, std::chrono::nanoseconds time) {
+    if (lost < kLate || 2 * lost < time) return late_on_end_.store(0, std::memory_order_relaxed);
+    if (late_on_end_.fetch_add(1, std::memory_order_relaxed) + 1 < kEnough) return;
+    alone_until_.store(now() + kTimesAsLong * lost.count(), std::memory_order_relaxed);
   }
 
  private:
   static constexpr std::chrono::nanoseconds kLate = std::chrono::milliseconds(1);
   static constexpr int64_t kTimesAsLong = 32;
-  static constexpr int kHighest = 4;
+  static constexpr int kEnough = 8;
 
   static int64_t now() { return std::chrono::nanoseconds(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
-  std::atomic<int> score_{0};  // twice the late regions less the others
+  std::atomic<int> late_on_end_{0};
   std::atomic<int64_t> alone_until_{0};
 };
 

@@ -28,7 +28,7 @@ class TorchParallel final : public Parallel {
       task(static_cast<int>(begin), static_cast<int>(end));
       attendance.end();
     });
-    lateness().note(attendance.lost());
+    lateness().note(attendance.lost(), attendance.time());
   }
 
  private:

@@ -83,15 +83,19 @@ TEST(threads_that_were_late_are_done_without_for_a_while) {
   }
 
   Lateness lateness;
-  lateness.note(std::chrono::microseconds(900));
+  const auto note = [&](int times, std::chrono::nanoseconds lost, std::chrono::nanoseconds time) {
+    for (int i = 0; i < times; ++i) lateness.note(lost, time);
+  };
+  note(20, std::chrono::microseconds(900), milliseconds(1));
   CHECK(!lateness.go_alone()) << "for so little";
-  for (int burst = 0; burst < 5; ++burst) {
-    lateness.note(milliseconds(20));
-    CHECK(!lateness.go_alone()) << "for a single one, burst " << burst;
-    lateness.note({});
-    lateness.note({});
+  note(20, milliseconds(20), milliseconds(50));
+  CHECK(!lateness.go_alone()) << "for a part of a long call";
+  for (int burst = 0; burst < 20; ++burst) {
+    note(1, milliseconds(20), milliseconds(21));
+    note(1, {}, milliseconds(1));
   }
-  for (int i = 0; i < 2; ++i) lateness.note(milliseconds(20));
+  CHECK(!lateness.go_alone()) << "for the first of each burst";
+  note(8, milliseconds(20), milliseconds(21));
   CHECK(lateness.go_alone());
   std::this_thread::sleep_for(milliseconds(20));
   CHECK(lateness.go_alone()) << "many times as long";
