@@ -4,6 +4,7 @@
 #include <array>
 #include <cmath>
 #include <numeric>
+#include <utility>
 
 #include "kernels/float_function.h"
 #include "kernels/scalar_evaluate.h"
@@ -106,18 +107,20 @@ double evaluate(const Terms& powers, double u) {
   return value;
 }
 
+// Halves the interval from `a` to `b`, of which the middle becomes the new `a` where moves_a(middle), else the new `b`.
+template <class Condition>
+std::pair<double, double> bisect(double a, double b, const Condition& moves_a) {
+  for (int i = 0; i < kHalvings; ++i) {
+    const double middle = (a + b) / 2;
+    (moves_a(middle) ? a : b) = middle;
+  }
+  return {a, b};
+}
+
 // Where in -1 to 1 a monotone polynomial takes a value that it does take there.
 double solve(const Terms& powers, double value) {
   const bool rises = evaluate(powers, -1) < evaluate(powers, 1);
-  double low = -1, high = 1;
-  for (int i = 0; i < kHalvings; ++i) {
-    const double middle = (low + high) / 2;
-    if ((evaluate(powers, middle) < value) == rises) {
-      low = middle;
-    } else {
-      high = middle;
-    }
-  }
+  const auto [low, high] = bisect(-1, 1, [&](double u) { return (evaluate(powers, u) < value) == rises; });
   return (low + high) / 2;
 }
 
@@ -173,15 +176,8 @@ class Search {
     const double value = entry(table_, outermost);
     if (std::abs(function(outermost) - value) <= 0.5) return static_cast<float>(outermost);
     const bool is_above = function(outermost) > value;
-    double beyond = outermost, within = next;
-    for (int i = 0; i < kHalvings; ++i) {
-      const double middle = (beyond + within) / 2;
-      if ((function(middle) > value) == is_above) {
-        beyond = middle;
-      } else {
-        within = middle;
-      }
-    }
+    const auto [beyond, within] =
+        bisect(outermost, next, [&](double steps) { return (function(steps) > value) == is_above; });
     return static_cast<float>(within);
   }
 

@@ -125,14 +125,7 @@ struct Isa {
 
 }  // namespace
 
-const Kernels kAvx2Kernels{"avx2",
-                           {92, 80, 3},
-                           KernelsOf<Isa>::quantize,
-                           KernelsOf<Isa>::project,
-                           KernelsOf<Isa>::step,
-                           KernelsOf<Isa>::list_changes,
-                           KernelsOf<Isa>::evaluate,
-                           KernelsOf<Isa>::kProjectsAhead};
+const Kernels kAvx2Kernels = KernelsOf<Isa>::table("avx2", {92, 80, 3});
 
 }  // namespace lstm_quant
 

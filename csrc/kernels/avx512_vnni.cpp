@@ -75,14 +75,7 @@ struct Isa {
 
 }  // namespace
 
-const Kernels kAvx512VnniKernels{"avx512_vnni",
-                                 {220, 110, 2},
-                                 KernelsOf<Isa>::quantize,
-                                 KernelsOf<Isa>::project,
-                                 KernelsOf<Isa>::step,
-                                 KernelsOf<Isa>::list_changes,
-                                 KernelsOf<Isa>::evaluate,
-                                 KernelsOf<Isa>::kProjectsAhead};
+const Kernels kAvx512VnniKernels = KernelsOf<Isa>::table("avx512_vnni", {220, 110, 2});
 
 }  // namespace lstm_quant
 

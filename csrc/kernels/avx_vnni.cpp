@@ -67,14 +67,7 @@ struct Isa {
 
 }  // namespace
 
-const Kernels kAvxVnniKernels{"avx_vnni",
-                              {150, 100, 2.5},
-                              KernelsOf<Isa>::quantize,
-                              KernelsOf<Isa>::project,
-                              KernelsOf<Isa>::step,
-                              KernelsOf<Isa>::list_changes,
-                              KernelsOf<Isa>::evaluate,
-                              KernelsOf<Isa>::kProjectsAhead};
+const Kernels kAvxVnniKernels = KernelsOf<Isa>::table("avx_vnni", {150, 100, 2.5});
 
 }  // namespace lstm_quant
 

@@ -57,6 +57,10 @@ struct KernelsOf {
   template <CellForm kForm>
   static constexpr size_t kTailBlocks = kTailVectors<kForm> / kColumns;
 
+  static constexpr Kernels table(const char* name, const Rates& rates) {
+    return {name, rates, quantize, project, step, list_changes, evaluate, kProjectsAhead};
+  }
+
   static void quantize(const Grid& grid, const float* values, size_t count, uint8_t* operand) {
     const auto low = V::set(grid.low);
     size_t i = 0;
