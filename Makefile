@@ -11,7 +11,7 @@ VENV := .venv-test
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 SOURCES := $(shell find csrc -type f) pyproject.toml setup.py
-CPP_SOURCES := $(shell find csrc tests/cpp benchmarks -name '*.cpp' -o -name '*.h')
+CPP_SOURCES := $(shell find csrc tests/cpp benchmarks examples -name '*.cpp' -o -name '*.h' -o -name '*.c')
 # each a build of the C++ core, as -fsanitize takes them; float-cast-overflow is not part of undefined
 SANITIZERS := none address,undefined,float-cast-overflow thread
 

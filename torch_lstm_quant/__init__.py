@@ -1,6 +1,7 @@
 """torch.ao's individually observed LSTM, lowered to a fused kernel that computes it in integers, exactly and fast."""
 
 from torch_lstm_quant.custom_config import backend_config, convert_custom_config, prepare_custom_config, qconfig_mapping
+from torch_lstm_quant.firmware import export_qparams
 from torch_lstm_quant.lowering import lower
 from torch_lstm_quant.modules import LSTM
 from torch_lstm_quant.qconfig import LSTMQConfig
@@ -20,6 +21,7 @@ __all__ = [
     "backend_config",
     "convert",
     "convert_custom_config",
+    "export_qparams",
     "lower",
     "prepare",
     "prepare_custom_config",
