@@ -1,0 +1,231 @@
+"""Quantized cells as a module's buffers, and packed as the kernel reads them: what the fused modules have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from torch_lstm_quant import _direct, ops
+from torch_lstm_quant.call_forms import Shape
+from torch_lstm_quant.cell import Cell
+from torch_lstm_quant.qparams import QParams, WeightQParams, pack_grids, smallest_dtype, unpack_grids
+
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32)
+
+_Self = TypeVar("_Self", bound="PackedCells")
+
+
+class IntegerForm(NamedTuple):
+    """What a call on plain integers takes and gives.
+
+    Args:
+        c_dtypes: what ``c_0`` may be.
+        h_dtype: of the hidden values that are given.
+        c_dtype: of the cell states that are given; None for float32.
+    """
+
+    c_dtypes: tuple[torch.dtype, ...]
+    h_dtype: torch.dtype | None
+    c_dtype: torch.dtype | None
+
+
+class PackedCells(nn.Module):
+    """The base of the fused modules. State dicts hold the cells as plain tensors, from which the packed form is derived.
+
+    Args:
+        layers: a list of layers, each a list of one or two directions, whose sizes fit together.
+        batch_first: as in ``nn.LSTM``.
+    """
+
+    _shape: Shape
+    _packed: Tensor
+    _bound: tuple[tuple[int, int], object] | None = None
+
+    def __init__(self, layers: Sequence[Sequence[Cell]], *, batch_first: bool = False) -> None:
+        super().__init__()
+        cells = [cell for layer in layers for cell in layer]
+        self.input_size = cells[0].input_size
+        self.hidden_size = cells[0].hidden_size
+        self.bias = any(bool(b.any()) for cell in cells for b in (cell.bias_ih, cell.bias_hh))
+        self._shape = Shape(self.input_size, self.hidden_size, len(layers), len(layers[0]), batch_first)
+        self._limits: dict[str, tuple[int, int]] = {}
+        for suffix, cell in zip(self._suffixes(), cells, strict=True):
+            self._register(suffix, cell)
+        self.register_buffer("_packed", ops.pack(self.cells()), persistent=False)
+        self.eval()
+
+    def cells(self) -> list[list[Cell]]:
+        """The cells, layer by layer, each layer's directions in order: all qparams, integer weights and biases."""
+        cells = [self._cell(suffix) for suffix in self._suffixes()]
+        directions = self._shape.num_directions
+        return [cells[i : i + directions] for i in range(0, len(cells), directions)]
+
+    def packed(self) -> Tensor:
+        """All cells in the form that the kernel reads, uint8 ``[bytes]``; derived from the buffers, and not to be changed."""
+        packed = self._buffers["_packed"]  # as an attribute it takes nn.Module ten times as long to find
+        assert packed is not None
+        return packed
+
+    def _suffixes(self) -> list[str]:
+        """What follows ``weight_ih`` in the names of each cell's buffers, in the order of :meth:`cells`."""
+        raise NotImplementedError
+
+    def _describe_grids(self) -> list[str]:
+        """How many bits the first cell has where it matters most, and what runs it: for ``repr``."""
+        if self.packed().is_meta:
+            return []
+        qparams = self.cells()[0][0].qparams
+        words = [f"{part}={_width(getattr(qparams, part))}" for part in ("x", "ogate_cy", "fgate_cx_igate_cgate")]
+        words += [f"gates={_width(qparams.gates[0])}", f"weights={'int8' if qparams.weight_hh else 'float32'}"]
+        return [*words, f"kernel={ops.isa_active()}"]
+
+    def _run(
+        self,
+        x: Tensor,
+        h0: Tensor | None,
+        c0: Tensor | None,
+        h_dtype: torch.dtype | None = None,
+        c_dtype: torch.dtype | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The kernel, which gives no gradient."""
+        if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, h0, c0)):
+            self._check_inference()
+            x, h0, c0 = x.detach(), *(None if state is None else state.detach() for state in (h0, c0))
+        return ops.lstm(x, h0, c0, self.packed(), self._shape, h_dtype, c_dtype)
+
+    def _integer_form(self) -> IntegerForm:
+        """What ``forward_integers`` takes and gives.
+
+        Raises:
+            ValueError: a part that has no grid, or directions that read ``x`` on different ones.
+        """
+        cells = [cell.qparams for layer in self.cells() for cell in layer]
+        first = cells[: self._shape.num_directions]
+        if any(cell.x is None or cell.x != first[0].x for cell in first):
+            raise ValueError(f"integer input needs one grid for part x of layer 0, got {[str(cell.x) for cell in first]}")
+        if any(cell.ogate_cy is None for cell in cells):
+            raise ValueError("integer output needs a grid for part ogate_cy of every cell, got float32")
+        return IntegerForm(
+            INTEGERS if all(cell.cx for cell in cells) else (torch.float32,),
+            _common_dtype([cell.ogate_cy for cell in cells]),
+            _common_dtype([cell.fgate_cx_igate_cgate for cell in cells]),
+        )
+
+    def _plain_call(self, input: object, hx: object) -> tuple[object, Tensor | None, Tensor | None] | None:
+        """The packed cells and the states of a plain call, for ``_direct``. None: another call.
+
+        Those go around torch's dispatcher, which takes longer than a small step.
+        """
+        if self.training or type(input) is not Tensor or not _nobody_watches():
+            return None
+        h0 = c0 = None
+        if hx is not None:
+            if type(hx) is not tuple or len(hx) != 2 or any(type(s) is not Tensor for s in hx):
+                return None
+            h0, c0 = hx
+        bound = self._bound_layers()
+        return None if bound is None else (bound, h0, c0)
+
+    def _bound_layers(self) -> object | None:
+        """The packed cells as ``_direct`` takes them; None where they are not on the CPU."""
+        packed = self.packed()
+        # share_memory_() gives the same tensor other memory
+        place = id(packed), packed.data_ptr() if packed.is_cpu else 0
+        if self._bound is None or self._bound[0] != place:
+            if not packed.is_cpu:
+                return None
+            self._bound = place, ops.bind(_direct.bind_layers, packed)
+        return self._bound[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_bound": None}  # it holds addresses
+
+    def _check_inference(self) -> None:
+        if self.training:
+            raise RuntimeError(
+                f"a fused {type(self).__name__} is for inference only, got a tensor that requires a gradient in training "
+                "mode: train before converting (prepare(..., LSTMQConfig.int8(qat=True))), or call eval() or torch.no_grad()"
+            )
+
+    def _register(self, suffix: str, cell: Cell) -> None:
+        self.register_buffer(f"grids{suffix}", pack_grids(cell.qparams))
+        for side in ("ih", "hh"):
+            self.register_buffer(f"weight_{side}{suffix}", getattr(cell, f"weight_{side}").contiguous())
+            self.register_buffer(f"bias_{side}{suffix}", getattr(cell, f"bias_{side}").contiguous())
+            grid: WeightQParams | None = getattr(cell.qparams, f"weight_{side}")
+            if grid is not None:
+                self.register_buffer(f"weight_{side}_scale{suffix}", grid.scale)
+                self.register_buffer(f"weight_{side}_zero_point{suffix}", grid.zero_point)
+                self._limits[f"weight_{side}{suffix}"] = (grid.quant_min, grid.quant_max)
+
+    def _cell(self, suffix: str) -> Cell:
+        def weight_grid(side: str) -> WeightQParams | None:
+            if f"weight_{side}{suffix}" not in self._limits:
+                return None
+            scale, zero_point = (getattr(self, f"weight_{side}_{name}{suffix}") for name in ("scale", "zero_point"))
+            return WeightQParams(scale, zero_point, *self._limits[f"weight_{side}{suffix}"])
+
+        qparams = unpack_grids(getattr(self, f"grids{suffix}"), weight_grid("ih"), weight_grid("hh"))
+        return Cell(qparams, *(getattr(self, f"{name}{suffix}") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")))
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
+        kind = type(self).__name__
+        error_msgs: list[str] = args[-1]
+        known_errors = len(error_msgs)
+        own = dict(self.named_buffers(remove_duplicate=False))
+        for name, buffer in own.items():
+            loaded = state_dict.get(prefix + name)
+            # copying would truncate floats to integers
+            if isinstance(loaded, Tensor) and loaded.dtype != buffer.dtype and not _are_floats(loaded, buffer):
+                error_msgs.append(
+                    f"{prefix}{name} must be {buffer.dtype}, got {loaded.dtype}: the state is of another kind of {kind}"
+                )
+        # loaded into copies, so that the module stays as it was where anything does not fit
+        self._buffers.update({name: buffer.clone() for name, buffer in own.items() if name != "_packed"})
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        try:
+            if not any(buffer.is_meta for name, buffer in self.named_buffers() if name != "_packed"):
+                self._packed = ops.pack(self.cells())
+        except ValueError as error:
+            error_msgs.append(f"{prefix.removesuffix('.') or kind}: {error}")
+        if len(error_msgs) > known_errors:
+            self._buffers.update(own)
+
+    def _apply(self: _Self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> _Self:
+        for dtype in (torch.float32, torch.uint8):
+            moved = fn(torch.zeros(1, dtype=dtype))
+            if moved.dtype != dtype or moved.device.type not in ("cpu", "meta"):
+                raise TypeError(
+                    f"a fused {type(self).__name__} runs in integers and float32 on the CPU, cannot be moved to {moved.dtype} "
+                    f"on {moved.device}: move the model before quantizing, or its other modules one by one"
+                )
+        return super()._apply(fn, recurse)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def _nobody_watches() -> bool:
+    """Whether the operator itself need not be seen: by a compiler, an exporter, a tracer, a dispatch mode or a profiler."""
+    return not (
+        torch.compiler.is_compiling()
+        or torch._C._get_tracing_state() is not None
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._autograd._profiler_enabled()
+    )
+
+
+def _are_floats(*tensors: Tensor) -> bool:
+    return all(tensor.is_floating_point() for tensor in tensors)
+
+
+def _common_dtype(grids: Sequence[QParams | None]) -> torch.dtype | None:
+    """The smallest dtype that holds all grids, None for float32."""
+    present = [grid for grid in grids if grid is not None]
+    if len(present) < len(grids):
+        return None
+    return smallest_dtype(min(grid.quant_min for grid in present), max(grid.quant_max for grid in present))
+
+
+def _width(grid: QParams | None) -> str:
+    return f"{grid.bits} bit" if grid else "float32"
