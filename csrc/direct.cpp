@@ -142,44 +142,82 @@ PyObject* bind_layers(PyObject*, PyObject* const* args, Py_ssize_t count) {
   });
 }
 
+// What lstm() and lstm_cell() are given: (layers, x, hx or None, cx or None), tensors of the caller's.
+struct LayersCall {
+  const BoundLayers* bound;
+  PyTensor x;
+  const void* states[2] = {};
+
+  // False with a Python error, or without where these functions do not take it. All tensors are chunks, or none is.
+  bool open(PyObject* const* args, Py_ssize_t count, bool is_chunk) {
+    if (!has_count(count, 4)) return false;
+    bound = static_cast<const BoundLayers*>(PyCapsule_GetPointer(args[0], kLayersName));
+    if (bound == nullptr) return false;
+    const Sizes& sizes = bound->blob.sizes();
+    if (!x.open(bound->api, args[1]) || x.is_chunk() != is_chunk || x.columns() != sizes.input_size || x.steps() == 0 ||
+        x.rows() == 0 || (!is_chunk && sizes.cells() != 1)) {
+      return false;
+    }
+    for (int i = 0; i < 2; ++i) {
+      PyTensor state;
+      if (args[2 + i] == Py_None) continue;
+      if (!state.open(bound->api, args[2 + i], x.rows(), sizes.hidden_size) || state.is_chunk() != is_chunk ||
+          state.steps() != sizes.cells() || !state.is_contiguous()) {
+        return false;
+      }
+      states[i] = state.begin();
+    }
+    return true;
+  }
+
+  void run(float* output, float* h_n, float* c_n) const {
+    TorchParallel parallel;
+    const ReleasedGil released(bound->blob.sizes(), x.steps(), x.rows());
+    run_lstm(bound->blob, active_kernels(), parallel,
+             {x.steps(), x.rows(), x.sequence(), states[0], DType::kFloat32, states[1], DType::kFloat32, output, h_n,
+              DType::kFloat32, c_n, DType::kFloat32});
+  }
+};
+
+// After LayersCall::open() gave false.
+PyObject* not_taken() {
+  if (PyErr_Occurred() != nullptr) return nullptr;
+  Py_RETURN_NONE;
+}
+
 // lstm(layers, x, hx or None, cx or None) -> (output, h_n, c_n)
 PyObject* lstm(PyObject*, PyObject* const* args, Py_ssize_t count) {
-  if (!has_count(count, 4)) return nullptr;
-  const auto* bound = static_cast<BoundLayers*>(PyCapsule_GetPointer(args[0], kLayersName));
-  if (bound == nullptr) return nullptr;
-  const Sizes& sizes = bound->blob.sizes();
-  PyTensor x;
-  if (!x.open(bound->api, args[1]) || !x.is_chunk() || x.columns() != sizes.input_size || x.steps() == 0 ||
-      x.rows() == 0) {
-    Py_RETURN_NONE;
-  }
-  const void* states[2] = {};
-  for (int i = 0; i < 2; ++i) {
-    PyTensor state;
-    if (args[2 + i] == Py_None) continue;
-    if (!state.open(bound->api, args[2 + i], x.rows(), sizes.hidden_size) || !state.is_chunk() ||
-        state.steps() != sizes.cells() || !state.is_contiguous()) {
-      Py_RETURN_NONE;
-    }
-    states[i] = state.begin();
-  }
+  LayersCall call;
+  if (!call.open(args, count, true)) return not_taken();
+  const Sizes& sizes = call.bound->blob.sizes();
   return guarded([&]() -> PyObject* {
     float *output_values = nullptr, *h_values = nullptr, *c_values = nullptr;
     const auto make = [&](int64_t first, int64_t last, float*& values) {
-      return Reference(new_tensor(bound->api, {first, x.rows(), last}, values), true);
+      return Reference(new_tensor(call.bound->api, {first, call.x.rows(), last}, values), true);
     };
-    const Reference output = make(x.steps(), sizes.num_directions * sizes.hidden_size, output_values);
+    const Reference output = make(call.x.steps(), sizes.num_directions * sizes.hidden_size, output_values);
     const Reference h_n = make(sizes.cells(), sizes.hidden_size, h_values);
     const Reference c_n = make(sizes.cells(), sizes.hidden_size, c_values);
     if (output.get() == nullptr || h_n.get() == nullptr || c_n.get() == nullptr) return nullptr;
-    TorchParallel parallel;
-    {
-      const ReleasedGil released(sizes, x.steps(), x.rows());
-      run_lstm(bound->blob, active_kernels(), parallel,
-               {x.steps(), x.rows(), x.sequence(), states[0], DType::kFloat32, states[1], DType::kFloat32,
-                output_values, h_values, DType::kFloat32, c_values, DType::kFloat32});
-    }
+    call.run(output_values, h_values, c_values);
     return PyTuple_Pack(3, output.get(), h_n.get(), c_n.get());
+  });
+}
+
+// lstm_cell(layers, x, hx or None, cx or None) -> (h, c), of one cell and for one step: [rows, size] each
+PyObject* lstm_cell(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  LayersCall call;
+  if (!call.open(args, count, false)) return not_taken();
+  return guarded([&]() -> PyObject* {
+    float *h_values = nullptr, *c_values = nullptr;
+    const auto make = [&](float*& values) {
+      return Reference(new_tensor(call.bound->api, {call.x.rows(), call.bound->blob.sizes().hidden_size}, values),
+                       true);
+    };
+    const Reference h = make(h_values), c = make(c_values);
+    if (h.get() == nullptr || c.get() == nullptr) return nullptr;
+    call.run(h_values, nullptr, c_values);  // the output of the only step is the hidden state
+    return PyTuple_Pack(2, h.get(), c.get());
   });
 }
 
@@ -321,7 +359,12 @@ PyType_Slot stream_slots[] = {
 PyType_Spec stream_type = {"torch_lstm_quant._direct.Stream", sizeof(StreamObject), 0,
                            Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE, stream_slots};
 
-PyMethodDef functions[] = {method<bind_layers>("bind_layers"), method<lstm>("lstm"), {nullptr, nullptr, 0, nullptr}};
+PyMethodDef functions[] = {
+    method<bind_layers>("bind_layers"),
+    method<lstm>("lstm"),
+    method<lstm_cell>("lstm_cell"),
+    {nullptr, nullptr, 0, nullptr},
+};
 PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_direct", nullptr, -1, functions, nullptr, nullptr, nullptr, nullptr};
 
 }  // namespace

@@ -30,7 +30,7 @@ struct Call {
   const void* cx;
   DType cx_dtype;
   // [steps, rows, num_directions * hidden_size] and [cells, rows, hidden_size], contiguous; integers are those of each
-  // cell's grids of parts ogate_cy and fgate_cx_igate_cgate
+  // cell's grids of parts ogate_cy and fgate_cx_igate_cgate; h_n may be null if there are steps: it is not wanted
   void* output;
   void* h_n;
   DType h_dtype;

@@ -127,7 +127,7 @@ void TileRun::run_layer(const Tile& tile, const Workspace& workspace, int64_t fi
       run.load_states({from(call_.hx, call_.hx_dtype), call_.hx_dtype, from(call_.cx, call_.cx_dtype), call_.cx_dtype});
     run.run();
     if (first_step + run.steps == call_.steps) {
-      run.store_h(to(call_.h_n, call_.h_dtype), call_.h_dtype);
+      if (call_.h_n != nullptr) run.store_h(to(call_.h_n, call_.h_dtype), call_.h_dtype);
       if (buffers_.kept == nullptr) run.store_c(to(call_.c_n, call_.c_dtype), call_.c_dtype);
     }
   }

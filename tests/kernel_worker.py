@@ -50,8 +50,9 @@ def compare_cells(
     torch.set_num_threads(threads)
     got = ops.lstm(x, h0, c0, ops.pack(layers), shape)
     streamed = stream(dice, layers, x, h0, c0) if len(layers[0]) == 1 else ()
+    stepped = step_by_step(layers[0][0], x, h0, c0) if len(layers) == len(layers[0]) == 1 else ()
     torch.set_num_threads(1)  # more would only slow the reference's small operations down
-    pairs = [*zip(got, want, strict=True), *zip(streamed, want, strict=False)]
+    pairs = [*zip(got, want, strict=True), *zip(streamed, want, strict=False), *zip(stepped, want, strict=False)]
     return sum(one.numel() for one, _ in pairs), sum(int((~same(one, other)).sum()) for one, other in pairs)
 
 
@@ -61,6 +62,17 @@ def stream(dice: Dice, layers: list[list[Cell]], x: Tensor, h0: Tensor | None, c
     one.reset(None if h0 is None or c0 is None else (h0, c0))
     split = dice.integer(0, len(x))
     return torch.cat([one(x[:split]), one(x[split:])]), *one.state()
+
+
+def step_by_step(cell: Cell, x: Tensor, h0: Tensor | None, c0: Tensor | None) -> tuple[Tensor, ...]:
+    """Output and states by an ``LSTMCell``."""
+    module, output = tlq.LSTMCell(cell), []
+    hx = None if h0 is None or c0 is None else (h0[0], c0[0])
+    for step in x:
+        hx = module(step, hx)
+        output.append(hx[0])
+    assert hx is not None
+    return torch.stack(output), hx[0][None], hx[1][None]
 
 
 def main(threads: int, seed: int, values: int) -> None:

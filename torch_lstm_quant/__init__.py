@@ -3,7 +3,7 @@
 from torch_lstm_quant.custom_config import backend_config, convert_custom_config, prepare_custom_config, qconfig_mapping
 from torch_lstm_quant.firmware import export_qparams
 from torch_lstm_quant.lowering import lower
-from torch_lstm_quant.modules import LSTM
+from torch_lstm_quant.modules import LSTM, LSTMCell
 from torch_lstm_quant.qconfig import LSTMQConfig
 from torch_lstm_quant.qparams import CellQParams, QParams, WeightQParams
 from torch_lstm_quant.quantize_fx import convert, prepare, quantize
@@ -13,6 +13,7 @@ from torch_lstm_quant.stream import Stream
 __all__ = [
     "LSTM",
     "CellQParams",
+    "LSTMCell",
     "LSTMQConfig",
     "LossWarning",
     "QParams",

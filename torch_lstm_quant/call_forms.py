@@ -1,4 +1,7 @@
-"""The ways in which ``nn.LSTM`` can be called, brought to one form and back: shared by observed, reference and fused LSTMs."""
+"""The ways in which ``nn.LSTM`` and ``nn.LSTMCell`` can be called, brought to one form and back.
+
+Shared by the observed, reference and fused modules.
+"""
 
 from __future__ import annotations
 
@@ -28,6 +31,11 @@ class Shape:
         """The shape of a module that has ``nn.LSTM``'s attributes."""
         directions = 2 if lstm.bidirectional else 1
         return Shape(lstm.input_size, lstm.hidden_size, lstm.num_layers, directions, lstm.batch_first)  # type: ignore[arg-type]
+
+    @staticmethod
+    def of_cell(cell: nn.Module) -> Shape:
+        """That of a module that has ``nn.LSTMCell``'s attributes: for :meth:`unpack_step`."""
+        return Shape(cell.input_size, cell.hidden_size, 1, 1, batch_first=False)  # type: ignore[arg-type]
 
     def unpack(
         self,
@@ -66,20 +74,64 @@ class Shape:
         return x, h0, self._state("c_0", c, input, x.shape[1], c_dtypes or dtypes)
 
     def _state(self, name: str, state: object, input: Tensor, batch: int, dtypes: Sequence[torch.dtype]) -> Tensor:
-        check_tensor(name, state, dtypes, input.device)
-        assert isinstance(state, Tensor)
         rows = self.num_layers * self.num_directions
         unbatched = input.dim() == 2
         needed = (rows, self.hidden_size) if unbatched else (rows, batch, self.hidden_size)
-        if state.shape != needed:
-            raise ValueError(f"{name} must be {list(needed)} for input {list(input.shape)}, got {list(state.shape)}")
-        return state.unsqueeze(1) if unbatched else state
+        checked = check_state(name, state, needed, input, dtypes)
+        return checked.unsqueeze(1) if unbatched else checked
 
     def repack(self, input_dim: int, output: Tensor, h_n: Tensor, c_n: Tensor) -> tuple[Tensor, States]:
         """What ``nn.LSTM`` would return for an input of ``input_dim`` dimensions."""
         if input_dim == 2:
             return output.squeeze(1), (h_n.squeeze(1), c_n.squeeze(1))
         return output.transpose(0, 1) if self.batch_first else output, (h_n, c_n)
+
+    def unpack_step(
+        self,
+        input: object,
+        hx: object,
+        dtypes: Sequence[torch.dtype] = (torch.float32,),
+        c_dtypes: Sequence[torch.dtype] | None = None,
+        device: torch.device = CPU,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """A call of ``nn.LSTMCell`` as one of an LSTM for one step: what :meth:`unpack` gives.
+
+        Args:
+            input: ``[B, input_size]``, or unbatched ``[input_size]``.
+            hx: None or ``(h, c)``, each ``[B, hidden_size]``, without ``B`` if unbatched.
+            dtypes, c_dtypes, device: as for :meth:`unpack`.
+
+        Raises:
+            TypeError: a value that is no tensor, a dtype, layout or device that is not supported.
+            ValueError: a shape that ``nn.LSTMCell`` would refuse too.
+        """
+        check_tensor("input", input, dtypes, device)
+        assert isinstance(input, Tensor)
+        if input.dim() not in (1, 2):
+            raise ValueError(f"input must be 1-D (unbatched) or 2-D, one step, got {input.dim()}-D {list(input.shape)}")
+        if input.shape[-1] != self.input_size:
+            raise ValueError(f"input's last dimension must be input_size={self.input_size}, got {list(input.shape)}")
+        x = input[None] if input.dim() == 2 else input[None, None]
+        if hx is None:
+            return x, None, None
+        h, c = split_states(hx)
+        needed = (*input.shape[:-1], self.hidden_size)
+        h = check_state("h_0", h, needed, input, dtypes)
+        c = check_state("c_0", c, needed, input, c_dtypes or dtypes)
+        return (x, h[None], c[None]) if input.dim() == 2 else (x, h[None, None], c[None, None])
+
+    def repack_step(self, input_dim: int, output: Tensor, h_n: Tensor, c_n: Tensor) -> States:
+        """What ``nn.LSTMCell`` would return for an input of ``input_dim`` dimensions: the states after the step."""
+        return (h_n[0], c_n[0]) if input_dim == 2 else (h_n[0, 0], c_n[0, 0])
+
+
+def check_state(name: str, state: object, needed: Sequence[int], input: Tensor, dtypes: Sequence[torch.dtype]) -> Tensor:
+    """``state``, if it is a tensor of the shape ``needed`` that goes with ``input``; else a TypeError or ValueError."""
+    check_tensor(name, state, dtypes, input.device)
+    assert isinstance(state, Tensor)
+    if state.shape != tuple(needed):
+        raise ValueError(f"{name} must be {list(needed)} for input {list(input.shape)}, got {list(state.shape)}")
+    return state
 
 
 def split_states(hx: object) -> tuple[object, object]:
@@ -108,7 +160,7 @@ def check_tensor(name: str, value: object, dtypes: Sequence[torch.dtype], device
     if isinstance(value, fx.Proxy):
         raise TypeError(
             f"{name} must be a tensor, got a Proxy: FX traces into the LSTM, which it must not. Name its class to it, with "
-            "PrepareCustomConfig().set_non_traceable_module_classes([torch_lstm_quant.LSTM])"
+            "PrepareCustomConfig().set_non_traceable_module_classes([torch_lstm_quant.LSTM, torch_lstm_quant.LSTMCell])"
         )
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")

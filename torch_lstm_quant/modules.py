@@ -1,4 +1,4 @@
-"""The fused LSTM: ``nn.LSTM``'s call forms in front of one call of the kernel."""
+"""The fused modules: the call forms of ``nn.LSTM`` and ``nn.LSTMCell`` in front of one call of the kernel."""
 
 from __future__ import annotations
 
@@ -95,6 +95,53 @@ class LSTM(PackedCells):
         """As ``nn.LSTM`` names its parameters."""
         directions = ("", "_reverse")[: self._shape.num_directions]
         return [f"_l{layer}{direction}" for layer in range(self._shape.num_layers) for direction in directions]
+
+
+class LSTMCell(PackedCells):
+    """One step of one quantized LSTM layer in one direction, computed in integers by the fused kernel.
+
+    It is called as ``nn.LSTMCell`` is, float32 in and out, and gives what :class:`LSTM` of the same cell gives for that step,
+    bit for bit. Inference only, on the CPU. Made by ``quantize``, ``convert_fx`` or ``lower``, seldom by hand.
+
+    Args:
+        cell: its grids, integer weights and biases.
+    """
+
+    __constants__ = ("input_size", "hidden_size", "bias")
+
+    def __init__(self, cell: Cell) -> None:
+        super().__init__([[cell]])
+
+    def forward(self, input: Tensor, hx: States | None = None) -> States:
+        """``(h, c)`` after the step, as ``nn.LSTMCell`` returns them, float32 and shaped as the states.
+
+        Args:
+            input: float32 ``[B, input_size]`` or ``[input_size]``.
+            hx: None (zeros) or ``(h, c)``, float32 ``[B, hidden_size]``, or ``[hidden_size]`` for an input without ``B``.
+
+        Raises:
+            TypeError, ValueError: a call that ``nn.LSTMCell`` would refuse too, or tensors that are not float32 on the CPU.
+            RuntimeError: in training mode with an input or state that requires a gradient. (In eval mode none is returned.)
+        """
+        plain = self._plain_call(input, hx)
+        states = None if plain is None else _direct.lstm_cell(plain[0], input, plain[1], plain[2])
+        if states is not None:
+            return states
+        x, h0, c0 = self._shape.unpack_step(input, hx, device=self.packed().device)
+        return self._shape.repack_step(input.dim(), *self._run(x, h0, c0))
+
+    def forward_integers(self, input: Tensor, hx: States | None = None) -> States:
+        """As ``forward``, on plain integers, as :meth:`LSTM.forward_integers` takes and gives them."""
+        form = self._integer_form()
+        x, h0, c0 = self._shape.unpack_step(input, hx, INTEGERS, form.c_dtypes, self.packed().device)
+        return self._shape.repack_step(input.dim(), *self._run(x, h0, c0, form.h_dtype, form.c_dtype))
+
+    def extra_repr(self) -> str:
+        return ", ".join([f"{self.input_size}, {self.hidden_size}", *self._describe_grids()])
+
+    def _suffixes(self) -> list[str]:
+        """None: as ``nn.LSTMCell`` names its parameters."""
+        return [""]
 
 
 def _check_layers(layers: Sequence[Sequence[Cell]]) -> None:
