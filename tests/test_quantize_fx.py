@@ -192,9 +192,11 @@ def test_an_lstm_that_no_batch_reached() -> None:
 
 
 def test_models_without_lstms() -> None:
-    with pytest.raises(ValueError, match="must contain a module of class LSTM: found no LSTM, only Linear"):
+    with pytest.raises(ValueError, match="must contain a module of class LSTM or LSTMCell: found no LSTM, only Linear"):
         tlq.quantize(nn.Linear(5, 2), [X])
-    with pytest.raises(ValueError, match="must contain a module of class ObservedLSTM: it is an LSTM, which is float"):
+    with pytest.raises(
+        ValueError, match="must contain a module of class ObservedLSTM or ObservedLSTMCell: it is an LSTM, which is float"
+    ):
         tlq.convert(nn.LSTM(5, 8))
     with pytest.raises(TypeError, match=r"model must be an nn\.Module, got function"):
         tlq.quantize(lambda x: x, [X])  # type: ignore[arg-type]

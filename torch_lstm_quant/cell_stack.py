@@ -24,11 +24,11 @@ def cells_of(lstm: Any) -> list[list[Any]]:
     return [[getattr(getattr(layer, name, None), "cell", None) for name in names] for layer in lstm.layers]
 
 
-def float_cell(lstm: nn.LSTM, layer: int, direction: int, split_gates: bool = False) -> LSTMCell:
+def float_cell(lstm: nn.LSTM | nn.LSTMCell, layer: int = 0, direction: int = 0, split_gates: bool = False) -> LSTMCell:
     """torch.ao's cell of ordinary float modules, with a copy of one direction's parameters."""
-    suffix = f"l{layer}" + ("_reverse" if direction else "")
+    suffix = "" if isinstance(lstm, nn.LSTMCell) else f"_l{layer}" + ("_reverse" if direction else "")
     names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh") if lstm.bias else ("weight_ih", "weight_hh")
-    parameters: list[Any] = [getattr(lstm, f"{name}_{suffix}").detach().clone() for name in names]
+    parameters: list[Any] = [getattr(lstm, f"{name}{suffix}").detach().clone() for name in names]
     with torch.device("meta"):  # the modules' own initial values are thrown away
         return LSTMCell.from_params(*parameters, split_gates=split_gates)  # type: ignore[no-any-return,misc]
 

@@ -22,8 +22,8 @@ from torch.ao.quantization.backend_config import BackendConfig, BackendPatternCo
 from torch.ao.quantization.fx.custom_config import ConvertCustomConfig, PrepareCustomConfig
 from torch.ao.quantization.quant_type import QuantType
 
-from torch_lstm_quant.lowering import lower_lstm
-from torch_lstm_quant.observed import ObservedLSTM, ReferenceLSTM
+from torch_lstm_quant.lowering import lower_module
+from torch_lstm_quant.observed import FLOAT_LSTMS, FloatLSTM, Observed, ObservedLSTM, ObservedLSTMCell, observe, to_reference
 from torch_lstm_quant.observed_grid import PLAIN_DTYPES, QUANTIZED_DTYPES
 from torch_lstm_quant.qconfig import LSTMQConfig
 
@@ -40,16 +40,16 @@ CELL_DTYPES = QUANTIZED_DTYPES + PLAIN_DTYPES
 
 
 def qconfig_mapping(
-    qconfig: LSTMQConfig, base: QConfigMapping | None = None, *, lstm_classes: Sequence[type[nn.LSTM]] = (nn.LSTM,)
+    qconfig: LSTMQConfig, base: QConfigMapping | None = None, *, lstm_classes: Sequence[type[FloatLSTM]] = FLOAT_LSTMS
 ) -> QConfigMapping:
-    """A ``QConfigMapping`` that quantizes every LSTM by ``qconfig``, and all else as ``base`` says (None: not at all).
+    """A ``QConfigMapping`` that quantizes LSTMs and LSTM cells by ``qconfig``, all else as ``base`` says (None: not at all).
 
     For LSTMs that differ, name them: ``mapping.set_module_name("encoder.lstm", other_qconfig.as_qconfig())``.
 
     Args:
         qconfig: the configuration.
         base: is copied, not changed.
-        lstm_classes: the model's subclasses of ``nn.LSTM``, as FX goes by exact class.
+        lstm_classes: the model's subclasses of ``nn.LSTM`` or ``nn.LSTMCell``, as FX goes by exact class.
 
     Raises:
         TypeError: an argument of another type.
@@ -66,15 +66,15 @@ def prepare_custom_config(
     qconfig: LSTMQConfig | None = None,
     base: PrepareCustomConfig | None = None,
     *,
-    lstm_classes: Sequence[type[nn.LSTM]] = (nn.LSTM,),
+    lstm_classes: Sequence[type[FloatLSTM]] = FLOAT_LSTMS,
 ) -> PrepareCustomConfig:
-    """A ``PrepareCustomConfig`` that observes LSTMs; pass it to ``prepare_fx`` or ``prepare_qat_fx``.
+    """A ``PrepareCustomConfig`` that observes LSTMs and LSTM cells; pass it to ``prepare_fx`` or ``prepare_qat_fx``.
 
     Args:
         qconfig: for LSTMs to which the ``QConfigMapping`` gives an ordinary ``QConfig``; those of ``qconfig_mapping``
-            carry their own. Without it such an LSTM is an error.
+            carry their own. Without it such an LSTM is an error. So is such an LSTM cell in any case.
         base: is copied, not changed.
-        lstm_classes: the model's subclasses of ``nn.LSTM``, as FX goes by exact class.
+        lstm_classes: the model's subclasses of ``nn.LSTM`` or ``nn.LSTMCell``, as FX goes by exact class.
 
     Raises:
         TypeError: an argument of another type.
@@ -87,7 +87,7 @@ def prepare_custom_config(
 
 
 def convert_custom_config(backend: Backend = "fused", base: ConvertCustomConfig | None = None) -> ConvertCustomConfig:
-    """A ``ConvertCustomConfig`` that converts observed LSTMs; pass it to ``convert_fx``.
+    """A ``ConvertCustomConfig`` that converts observed LSTMs and LSTM cells; pass it to ``convert_fx``.
 
     Args:
         backend: ``"fused"`` for the kernel, ``"reference"`` for graphs of explicit quantize and dequantize ops.
@@ -99,7 +99,10 @@ def convert_custom_config(backend: Backend = "fused", base: ConvertCustomConfig 
     """
     converter: Any = Converter(backend)
     # an observed LSTM's own qconfig has float activations and int8 weights, which torch.ao calls weight-only
-    return _copy(base, ConvertCustomConfig).set_observed_to_quantized_mapping(ObservedLSTM, converter, QuantType.WEIGHT_ONLY)
+    config = _copy(base, ConvertCustomConfig)
+    for observed_class in (ObservedLSTM, ObservedLSTMCell):
+        config.set_observed_to_quantized_mapping(observed_class, converter, QuantType.WEIGHT_ONLY)
+    return config
 
 
 def backend_config(base: BackendConfig | None = None) -> BackendConfig:
@@ -133,8 +136,9 @@ class _Preparer:
             _check(qconfig, LSTMQConfig, "qconfig")
         self.qconfig = qconfig
 
-    def from_float(self, lstm: nn.LSTM) -> ObservedLSTM:
-        return ObservedLSTM.from_float(lstm, self.qconfig)
+    def from_float(self, module: FloatLSTM) -> Observed:
+        # torch.ao has put an ordinary qconfig's observer on what a cell returns, which is no tensor
+        return observe(module, None if isinstance(module, nn.LSTMCell) else self.qconfig)
 
 
 class Converter:
@@ -149,14 +153,14 @@ class Converter:
             raise ValueError(f"backend must be one of {', '.join(map(repr, BACKENDS))}, got {backend!r}")
         self.backend = backend
 
-    def from_observed(self, observed: ObservedLSTM) -> nn.Module:
-        reference = ReferenceLSTM.from_observed(observed)
-        return lower_lstm(reference, observed.where) if self.backend == "fused" else reference
+    def from_observed(self, observed: Observed) -> nn.Module:
+        reference = to_reference(observed)
+        return lower_module(reference, observed.where) if self.backend == "fused" else reference
 
 
-def _check_classes(lstm_classes: Sequence[type[nn.LSTM]]) -> None:
-    if isinstance(lstm_classes, type) or not all(isinstance(c, type) and issubclass(c, nn.LSTM) for c in lstm_classes):
-        raise TypeError(f"lstm_classes must be subclasses of nn.LSTM, in a tuple or list, got {lstm_classes!r}")
+def _check_classes(lstm_classes: Sequence[type[FloatLSTM]]) -> None:
+    if isinstance(lstm_classes, type) or not all(isinstance(c, type) and issubclass(c, FLOAT_LSTMS) for c in lstm_classes):
+        raise TypeError(f"lstm_classes must be subclasses of nn.LSTM or nn.LSTMCell, in a tuple or list, got {lstm_classes!r}")
 
 
 def _copy(base: _Config | None, kind: type[_Config]) -> _Config:

@@ -9,21 +9,31 @@ from torch import nn
 from torch.fx import GraphModule
 
 from torch_lstm_quant.cell_stack import cell_name, cells_of
-from torch_lstm_quant.modules import LSTM
+from torch_lstm_quant.modules import LSTM, LSTMCell
+from torch_lstm_quant.observed import FLOAT_LSTMS, ObservedLSTMCell, ReferenceLSTMCell
 from torch_lstm_quant.quantized_adapter import QuantizedBoundaryLSTM
 from torch_lstm_quant.reference_graph import ReadCell, read_cell
 
+_DYNAMIC = (
+    torch.ao.nn.quantized.dynamic.LSTM,
+    torch.ao.nn.quantized.dynamic.LSTMCell,
+    torch.ao.nn.quantized.reference.LSTM,
+    torch.ao.nn.quantized.reference.LSTMCell,
+)
+"""What torch.ao makes of LSTMs whose ranges are found anew in each call, so that no grid is in them."""
+
 
 def lower(module_or_model: nn.Module) -> nn.Module:
-    """Put the fused kernel in place of every converted reference LSTM.
+    """Put the fused kernel in place of every converted reference LSTM or LSTM cell.
 
     Args:
         module_or_model: a converted LSTM, whoever converted it (``torch_lstm_quant.lstm_utils``, torch.ao's functions of the
-            same names, ``convert`` with ``backend="reference"``), or a model that contains such. It is left as it is.
+            same names, ``convert`` with ``backend="reference"``), an LSTM cell that ``convert`` made so, or a model that
+            contains such. It is left as it is.
 
     Returns:
-        The fused LSTM, or a copy of the model with fused LSTMs in it. They take and give what the reference LSTMs do: float32
-        tensors, or quantized ones where that is the convention of the flow that made them.
+        The fused LSTM or LSTM cell, or a copy of the model with these in it. They take and give what the reference ones do:
+        float32 tensors, or quantized ones where that is the convention of the flow that made them.
 
     Raises:
         TypeError: not a module.
@@ -32,14 +42,36 @@ def lower(module_or_model: nn.Module) -> nn.Module:
     """
     if not isinstance(module_or_model, nn.Module):
         raise TypeError(f"needed a converted LSTM or a model that contains one, got {type(module_or_model).__name__}")
-    references = {
-        path: module for path, module in module_or_model.named_modules() if isinstance(module, torch.ao.nn.quantized.LSTM)
-    }
+    kinds = (torch.ao.nn.quantized.LSTM, ReferenceLSTMCell)
+    references = {path: module for path, module in module_or_model.named_modules() if isinstance(module, kinds)}
     if not references:
         raise ValueError(f"nothing to lower: {what_was_found(module_or_model)}")
     # what is replaced need not be copied: deepcopy takes the fused LSTMs for copies that it has already made
-    fused = {id(module): lower_lstm(module, path or "LSTM") for path, module in references.items()}
+    fused = {id(module): lower_module(module, path) for path, module in references.items()}
     return copy.deepcopy(module_or_model, fused)
+
+
+def lower_module(reference: nn.Module, where: str = "") -> LSTM | LSTMCell | QuantizedBoundaryLSTM:
+    """The fused module that computes what a converted reference LSTM or LSTM cell does; ``where`` is its module path."""
+    if isinstance(reference, ReferenceLSTMCell):
+        return lower_cell(reference, where or "LSTMCell")
+    return lower_lstm(reference, where or "LSTM")
+
+
+def lower_cell(reference: ReferenceLSTMCell, where: str) -> LSTMCell:
+    """The fused LSTM cell that computes what a converted one does.
+
+    Raises:
+        ValueError: as :func:`lower`.
+    """
+    read = _read(reference.cell, where)
+    if read.outside:
+        found = ", ".join(sorted(read.outside))
+        raise ValueError(f"{where}: found a cell that takes {found} as quantized tensors, expected float32 ones")
+    try:
+        return LSTMCell(read.cell)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
 
 
 def lower_lstm(reference: nn.Module, where: str) -> LSTM | QuantizedBoundaryLSTM:
@@ -103,12 +135,14 @@ def what_was_found(model: nn.Module) -> str:
     """What a model has in place of the LSTMs that it should have."""
     for path, module in model.named_modules():
         kind = type(module).__name__
-        name = f"{path or 'it'} is {'an' if kind in ('LSTM', 'ObservedLSTM') else 'a'} {kind}"
-        if isinstance(module, (LSTM, QuantizedBoundaryLSTM)):
+        name = f"{path or 'it'} is {'an' if kind.startswith(('LSTM', 'Observed')) else 'a'} {kind}"
+        if isinstance(module, (LSTM, LSTMCell, QuantizedBoundaryLSTM)):
             return f"{name}, which is fused already"
-        if isinstance(module, torch.ao.nn.quantizable.LSTM):
+        if isinstance(module, (torch.ao.nn.quantizable.LSTM, ObservedLSTMCell)):
             return f"{name}, which is observed: convert the model first (torch_lstm_quant.convert, or convert_fx)"
-        if isinstance(module, nn.LSTM):
+        if isinstance(module, _DYNAMIC):
+            return f"{name} of torch.ao's dynamic quantization, which has no grids: quantize the float model instead"
+        if isinstance(module, FLOAT_LSTMS):
             return f"{name}, which is float: use torch_lstm_quant.quantize, or prepare, calibrate and convert the model first"
     names = sorted({type(module).__name__ for module in model.modules()})
     return f"found no LSTM, only {', '.join(names)}"

@@ -1,17 +1,19 @@
 """The stages between a float and a fused LSTM: observed (an observer at every part) and reference (quantize, dequantize).
 
-Both are built as torch.ao's are, with a cell at ``layers[i].layer_fw.cell`` and ``layer_bw.cell``. They take every call form
-of ``nn.LSTM`` and have float32 in and out: quantization happens inside the cells.
+LSTMs are built as torch.ao's are, with a cell at ``layers[i].layer_fw.cell`` and ``layer_bw.cell``; LSTM cells have it at
+``cell``. They take every call form of the float module and have float32 in and out: quantization happens inside the cells.
 """
 
 from __future__ import annotations
 
 import copy
 import warnings
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.ao.quantization import PlaceholderObserver, QConfig, default_weight_observer
+from torch.fx import GraphModule
 
 from torch_lstm_quant.call_forms import Shape, States
 from torch_lstm_quant.cell_graph import GATE_NAMES, OBSERVER, convert_cell, observe_cell, part_of
@@ -25,6 +27,10 @@ _FLOAT32 = PlaceholderObserver.with_args(dtype=torch.float32)
 
 FLOAT_BOUNDARY = QConfig(activation=_FLOAT32, weight=default_weight_observer)
 """What an observed LSTM's own qconfig says: float activations, so that ``convert_fx`` swaps it and rewires nothing."""
+
+FloatLSTM = nn.LSTM | nn.LSTMCell
+FLOAT_LSTMS = (nn.LSTM, nn.LSTMCell)
+"""The classes whose modules are quantized, with their subclasses."""
 
 
 class ObservedLSTM(torch.ao.nn.quantizable.LSTM):
@@ -50,23 +56,11 @@ class ObservedLSTM(torch.ao.nn.quantizable.LSTM):
                 silence: a ``forward`` or hooks of the LSTM's own, overrides for layers that it does not have.
             TypeError: ``other`` is no ``nn.LSTM``.
         """
-        if not isinstance(other, nn.LSTM):
-            raise TypeError(f"{where or 'module'} must be an nn.LSTM, got {type(other).__name__}")
-        where = f"LSTM {where!r}" if where else f"LSTM({other.input_size}, {other.hidden_size})"
-        config = _qconfig_of(other) or qconfig
-        if config is None:
-            raise ValueError(
-                f"{where}: its qconfig must come from LSTMQConfig.as_qconfig(), got {getattr(other, 'qconfig', None)}: use "
-                "torch_lstm_quant.qconfig_mapping(qconfig, base), or name a default in prepare_custom_config(qconfig)"
-            )
-        _check_parameters(other, where)
-        _check_nothing_beside_cells(other, where)
-        _check_overrides(config, other, where)
+        where = _name(nn.LSTM, other, where)
+        config = _checked_qconfig(other, qconfig, where)
 
         def cell(layer: int, direction: int) -> nn.Module:
-            constructors = config.constructors(layer, DIRECTIONS[direction])
-            cell = float_cell(other, layer, direction, split_gates=any(part_of(slot) != slot for slot in constructors))
-            return watch(observe_cell(cell, constructors, cell_name(where, layer, direction)))
+            return _observe(other, config, cell_name(where, layer, direction), layer, direction)
 
         observed: ObservedLSTM = assemble(cls, other, cell)
         observed.qconfig = FLOAT_BOUNDARY  # type: ignore[assignment]
@@ -78,9 +72,7 @@ class ObservedLSTM(torch.ao.nn.quantizable.LSTM):
     def forward(self, input: Tensor, hx: States | None = None) -> tuple[Tensor, States]:
         shape = Shape.of(self)
         x, h0, c0 = shape.unpack(input, hx)
-        for name, value in (("input", x), ("h_0", h0), ("c_0", c0)):
-            if value is not None and not torch.isfinite(value).all():
-                raise ValueError(f"{self.where}: {name} must be finite during calibration and training, got NaN or infinities")
+        _check_finite(self.where, x, h0, c0)
         self.calls += 1
         dropout = self.dropout if self.training else 0.0
         return shape.repack(input.dim(), *run_cells(cells_of(self), x, h0, c0, self.hidden_size, dropout))
@@ -99,21 +91,11 @@ class ReferenceLSTM(torch.ao.nn.quantized.LSTM):
         Raises:
             ValueError: it never ran, or an observer gives an impossible grid (the message names layer, direction and part).
         """
-        if not other.calls:
-            raise ValueError(
-                f"{other.where} never ran: call the prepared model on calibration data before converting it, or leave it "
-                "float if no input reaches it (quantize takes a mapping from paths to configurations, None for float)"
-            )
+        _check_ran(other)
         cells = cells_of(other)
 
         def cell(layer: int, direction: int) -> nn.Module:
-            # a copy, as it may go on training: cuts are those of the ranges seen so far
-            observed, place = copy.deepcopy(cells[layer][direction]), cell_name(other.where, layer, direction)
-            for gate in ("", *(f"_{name}" for name in GATE_NAMES)):
-                cut_projections(*(getattr(observed, OBSERVER + side + gate, None) for side in ("igates", "hgates")))
-            for loss in losses(observed, place):
-                warnings.warn(loss, LossWarning, stacklevel=4)
-            return convert_cell(observed, place)
+            return _convert(cells[layer][direction], cell_name(other.where, layer, direction))
 
         reference: ReferenceLSTM = assemble(cls, other, cell)
         return reference.eval()
@@ -129,15 +111,148 @@ class ReferenceLSTM(torch.ao.nn.quantized.LSTM):
         """Does nothing: there for models that call it, as they may on ``nn.LSTM``."""
 
 
-def _qconfig_of(lstm: nn.LSTM) -> LSTMQConfig | None:
+class _StepModule(nn.Module):
+    """A cell's graph behind the call forms of ``nn.LSTMCell``.
+
+    Args:
+        like: a module with the attributes of ``nn.LSTMCell``.
+        cell: ``forward(x, (h, c)) -> (h, c)``.
+    """
+
+    def __init__(self, like: Any, cell: nn.Module) -> None:
+        super().__init__()
+        self.input_size: int = like.input_size
+        self.hidden_size: int = like.hidden_size
+        self.bias: bool = like.bias
+        self.cell = cell
+
+    def extra_repr(self) -> str:
+        return f"{self.input_size}, {self.hidden_size}" + ("" if self.bias else ", bias=False")
+
+
+class ObservedLSTMCell(_StepModule):
+    """``nn.LSTMCell`` with observers or fake quantizes, as :class:`ObservedLSTM` is ``nn.LSTM``: each call is a step."""
+
+    where: str
+    calls: Tensor
+
+    @classmethod
+    def from_float(cls, other: nn.LSTMCell, qconfig: LSTMQConfig | None = None, where: str = "") -> ObservedLSTMCell:
+        """Observe ``other``, which is not changed and shares nothing with the result.
+
+        Args, Raises: as :meth:`ObservedLSTM.from_float`; of ``qconfig`` a cell takes what is for layer 0, forwards.
+        """
+        where = _name(nn.LSTMCell, other, where)
+        observed = cls(other, _observe(other, _checked_qconfig(other, qconfig, where), where))
+        observed.qconfig = FLOAT_BOUNDARY  # type: ignore[assignment]
+        observed.where = where
+        observed.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+        return observed.train(other.training)
+
+    def forward(self, input: Tensor, hx: States | None = None) -> States:
+        shape = Shape.of_cell(self)
+        x, h0, c0 = shape.unpack_step(input, hx)
+        _check_finite(self.where, x, h0, c0)
+        self.calls += 1
+        return shape.repack_step(input.dim(), *run_cells([[self.cell]], x, h0, c0, self.hidden_size))
+
+
+class ReferenceLSTMCell(_StepModule):
+    """The converted cell as a graph of explicit quantize and dequantize ops: what the fused ``LSTMCell`` implements."""
+
+    @classmethod
+    def from_observed(cls, other: ObservedLSTMCell) -> ReferenceLSTMCell:
+        """As :meth:`ReferenceLSTM.from_observed`."""
+        _check_ran(other)
+        return cls(other, _convert(other.cell, other.where)).eval()
+
+    def forward(self, input: Tensor, hx: States | None = None) -> States:
+        shape = Shape.of_cell(self)
+        x, h0, c0 = shape.unpack_step(input, hx)
+        with without_warning("torch.quantize_per_tensor, torch.quantize_per_channel"):
+            return shape.repack_step(input.dim(), *run_cells([[self.cell]], x, h0, c0, self.hidden_size))
+
+
+Observed = ObservedLSTM | ObservedLSTMCell
+
+
+def observe(module: nn.Module, qconfig: LSTMQConfig | None, where: str = "") -> Observed:
+    """The observed form of a float LSTM or LSTM cell: see :meth:`ObservedLSTM.from_float`."""
+    if isinstance(module, nn.LSTMCell):
+        return ObservedLSTMCell.from_float(module, qconfig, where)
+    return ObservedLSTM.from_float(module, qconfig, where)  # type: ignore[arg-type]
+
+
+def to_reference(observed: Observed) -> ReferenceLSTM | ReferenceLSTMCell:
+    """The reference form of a calibrated or trained LSTM or LSTM cell: see :meth:`ReferenceLSTM.from_observed`."""
+    if isinstance(observed, ObservedLSTMCell):
+        return ReferenceLSTMCell.from_observed(observed)
+    return ReferenceLSTM.from_observed(observed)
+
+
+def _name(kind: type[FloatLSTM], module: FloatLSTM, where: str) -> str:
+    """What messages call a float module of ``kind``."""
+    if not isinstance(module, kind):
+        raise TypeError(f"{where or 'module'} must be an nn.{kind.__name__}, got {type(module).__name__}")
+    return f"{kind.__name__} {where!r}" if where else f"{kind.__name__}({module.input_size}, {module.hidden_size})"
+
+
+def _observe(other: FloatLSTM, config: LSTMQConfig, place: str, layer: int = 0, direction: int = 0) -> nn.Module:
+    """One observed cell."""
+    constructors = config.constructors(layer, DIRECTIONS[direction])
+    cell = float_cell(other, layer, direction, split_gates=any(part_of(slot) != slot for slot in constructors))
+    return watch(observe_cell(cell, constructors, place))
+
+
+def _convert(observed: nn.Module, place: str) -> GraphModule:
+    """One converted cell; warns of grids that lose the signal."""
+    # a copy, as it may go on training: cuts are those of the ranges seen so far
+    observed = copy.deepcopy(observed)
+    for gate in ("", *(f"_{name}" for name in GATE_NAMES)):
+        cut_projections(*(getattr(observed, OBSERVER + side + gate, None) for side in ("igates", "hgates")))
+    for loss in losses(observed, place):
+        warnings.warn(loss, LossWarning, stacklevel=4)
+    return convert_cell(observed, place)
+
+
+def _checked_qconfig(other: FloatLSTM, qconfig: LSTMQConfig | None, where: str) -> LSTMQConfig:
+    """The configuration by which a float module is observed; raises where the module cannot be."""
+    config = _qconfig_of(other) or qconfig
+    if config is None:
+        default = ", or name a default in prepare_custom_config(qconfig)" if isinstance(other, nn.LSTM) else ""
+        raise ValueError(
+            f"{where}: its qconfig must come from LSTMQConfig.as_qconfig(), got {getattr(other, 'qconfig', None)}: use "
+            f"torch_lstm_quant.qconfig_mapping(qconfig, base){default}"
+        )
+    _check_parameters(other, where)
+    _check_nothing_beside_cells(other, where)
+    _check_overrides(config, other, where)
+    return config
+
+
+def _qconfig_of(lstm: FloatLSTM) -> LSTMQConfig | None:
     """The configuration that torch.ao's flow attached to a float LSTM, if it is one of ours."""
     qconfig = getattr(lstm, "qconfig", None)
     boundary = qconfig.activation() if qconfig is not None else None
     return boundary.lstm_qconfig if isinstance(boundary, BoundaryObserver) else None
 
 
-def _check_parameters(lstm: nn.LSTM, where: str) -> None:
-    if lstm.proj_size:
+def _check_ran(observed: Observed) -> None:
+    if not observed.calls:
+        raise ValueError(
+            f"{observed.where} never ran: call the prepared model on calibration data before converting it, or leave it "
+            "float if no input reaches it (quantize takes a mapping from paths to configurations, None for float)"
+        )
+
+
+def _check_finite(where: str, x: Tensor, h0: Tensor | None, c0: Tensor | None) -> None:
+    for name, value in (("input", x), ("h_0", h0), ("c_0", c0)):
+        if value is not None and not torch.isfinite(value).all():
+            raise ValueError(f"{where}: {name} must be finite during calibration and training, got NaN or infinities")
+
+
+def _check_parameters(lstm: FloatLSTM, where: str) -> None:
+    if isinstance(lstm, nn.LSTM) and lstm.proj_size:
         raise ValueError(f"{where}: an LSTM with proj_size={lstm.proj_size} cannot be quantized yet, needed proj_size=0")
     for name, parameter in lstm.named_parameters():
         if parameter.dtype != torch.float32 or parameter.device.type != "cpu":
@@ -147,12 +262,13 @@ def _check_parameters(lstm: nn.LSTM, where: str) -> None:
             raise ValueError(f"{where}: {name} must be finite, got NaN or infinities")
 
 
-def _check_nothing_beside_cells(lstm: nn.LSTM, where: str) -> None:
+def _check_nothing_beside_cells(lstm: FloatLSTM, where: str) -> None:
     """Refuse what an LSTM does beside running its cells, since what takes its place would not."""
-    if getattr(lstm.forward, "__func__", None) is not nn.LSTM.forward:
+    kind = nn.LSTM if isinstance(lstm, nn.LSTM) else nn.LSTMCell
+    if getattr(lstm.forward, "__func__", None) is not kind.forward:
         raise ValueError(
-            f"{where}: {type(lstm).__name__} overrides forward, which would be lost: let it contain an nn.LSTM instead of "
-            "being one, or leave it float"
+            f"{where}: {type(lstm).__name__} overrides forward, which would be lost: let it contain an nn.{kind.__name__} "
+            "instead of being one, or leave it float"
         )
     if lstm._forward_hooks or lstm._forward_pre_hooks:
         raise ValueError(
@@ -161,12 +277,13 @@ def _check_nothing_beside_cells(lstm: nn.LSTM, where: str) -> None:
         )
 
 
-def _check_overrides(config: LSTMQConfig, lstm: nn.LSTM, where: str) -> None:
+def _check_overrides(config: LSTMQConfig, lstm: FloatLSTM, where: str) -> None:
     """Refuse a configuration for cells that an LSTM does not have."""
+    layers, directions = (lstm.num_layers, 1 + lstm.bidirectional) if isinstance(lstm, nn.LSTM) else (1, 1)
     for layer, direction, _, _ in config.overrides:
-        if (layer is not None and layer >= lstm.num_layers) or (direction == "backward" and not lstm.bidirectional):
+        if (layer is not None and layer >= layers) or (direction == "backward" and directions == 1):
             raise ValueError(
                 f"{where}: its configuration overrides layer {'any' if layer is None else layer}, {direction or 'both'} "
-                f"direction, but it has {lstm.num_layers} layers and {2 if lstm.bidirectional else 1} direction(s), the first "
-                "layer being 0: correct that, or give this LSTM a configuration of its own"
+                f"direction, but it has {layers} layers and {directions} direction(s), the first layer being 0: correct that, "
+                f"or give this {'LSTM' if isinstance(lstm, nn.LSTM) else 'LSTMCell'} a configuration of its own"
             )

@@ -16,11 +16,11 @@ from torch.nn.utils.rnn import PackedSequence
 
 from torch_lstm_quant.custom_config import Converter
 from torch_lstm_quant.lowering import what_was_found
-from torch_lstm_quant.observed import ObservedLSTM
+from torch_lstm_quant.observed import FLOAT_LSTMS, FloatLSTM, ObservedLSTM, ObservedLSTMCell, observe
 from torch_lstm_quant.qconfig import LSTMQConfig
 
-QConfigs = LSTMQConfig | Mapping[str | type[nn.LSTM], LSTMQConfig | None]
-"""One configuration for every LSTM, or configurations by module path or class: a path wins, "" is for the rest."""
+QConfigs = LSTMQConfig | Mapping[str | type[FloatLSTM], LSTMQConfig | None]
+"""One configuration for every LSTM and LSTM cell, or some by module path or class: a path wins, "" is for the rest."""
 
 
 def quantize(
@@ -31,10 +31,10 @@ def quantize(
     *,
     progress: bool | None = None,
 ) -> nn.Module:
-    """A copy of ``model`` in which every ``nn.LSTM`` is quantized, calibrated on ``calibration_batches``; in eval mode.
+    """A copy of ``model`` in which every ``nn.LSTM`` and ``nn.LSTMCell`` is quantized, calibrated; in eval mode.
 
     Args:
-        model: any module on the CPU, traceable or not; an ``nn.LSTM`` too. It is left as it is.
+        model: any module on the CPU, traceable or not; an ``nn.LSTM`` or ``nn.LSTMCell`` too. It is left as it is.
         calibration_batches: typical inputs: a tensor is passed to the model as it is, a tuple or list as its arguments, a
             dict as its keyword arguments. Ten batches or so that cover the range of real use are enough.
         qconfig: how to quantize; ``LSTMQConfig.int8()`` if None. A mapping from module paths or classes to configurations
@@ -63,7 +63,7 @@ def quantize(
 
 
 def prepare(model: nn.Module, qconfig: QConfigs | None = None) -> nn.Module:
-    """A copy of ``model`` with an observer or fake quantize at every part of its LSTMs.
+    """A copy of ``model`` with an observer or fake quantize at every part of its LSTMs and LSTM cells.
 
     Call it on calibration data in eval mode (or train it, with a ``qat=True`` configuration), then ``convert`` it.
 
@@ -76,11 +76,11 @@ def prepare(model: nn.Module, qconfig: QConfigs | None = None) -> nn.Module:
     """
     choose = _chooser(model, LSTMQConfig.int8() if qconfig is None else qconfig)
 
-    def observe(path: str, module: nn.Module) -> nn.Module | None:
+    def observed(path: str, module: nn.Module) -> nn.Module | None:
         config = choose(path, module)
-        return ObservedLSTM.from_float(module, config, path) if config else None  # type: ignore[arg-type]
+        return observe(module, config, path) if config else None
 
-    return _swap(model, nn.LSTM, observe)
+    return _swap(model, FLOAT_LSTMS, observed)
 
 
 def convert(model: nn.Module, backend: str = "fused") -> nn.Module:
@@ -94,14 +94,18 @@ def convert(model: nn.Module, backend: str = "fused") -> nn.Module:
         ValueError: no observed LSTM, one that never ran or cannot be converted, an unknown backend.
     """
     converter = Converter(backend)
-    return _swap(model, ObservedLSTM, lambda path, module: converter.from_observed(module))  # type: ignore[arg-type]
+    kinds = (ObservedLSTM, ObservedLSTMCell)
+    return _swap(model, kinds, lambda path, module: converter.from_observed(module))  # type: ignore[arg-type]
 
 
-def _swap(model: nn.Module, kind: type[nn.Module], replace: Callable[[str, nn.Module], nn.Module | None]) -> nn.Module:
-    """A copy of ``model`` with what ``replace`` gives for each module of ``kind``, where that is not None."""
-    found = {module: path for path, module in model.named_modules() if isinstance(module, kind)}
+def _swap(
+    model: nn.Module, kinds: tuple[type[nn.Module], ...], replace: Callable[[str, nn.Module], nn.Module | None]
+) -> nn.Module:
+    """A copy of ``model`` with what ``replace`` gives for each module of ``kinds``, where that is not None."""
+    found = {module: path for path, module in model.named_modules() if isinstance(module, kinds)}
     if not found:
-        raise ValueError(f"the model must contain a module of class {kind.__name__}: {what_was_found(model)}")
+        names = " or ".join(kind.__name__ for kind in kinds)
+        raise ValueError(f"the model must contain a module of class {names}: {what_was_found(model)}")
     swapped = {module: replace(path, module) for module, path in found.items()}
     # what is replaced need not be copied: deepcopy takes the replacements as the copies that it has already made
     return copy.deepcopy(model, {id(module): new for module, new in swapped.items() if new is not None})
@@ -113,7 +117,7 @@ def _chooser(model: nn.Module, qconfig: QConfigs) -> Callable[[str, nn.Module], 
         return lambda path, module: qconfig
     if not isinstance(qconfig, Mapping):
         raise TypeError(f"qconfig must be an LSTMQConfig or a mapping of them, got {type(qconfig).__name__}")
-    lstms = {path: module for path, module in model.named_modules(remove_duplicate=False) if isinstance(module, nn.LSTM)}
+    lstms = {path: module for path, module in model.named_modules(remove_duplicate=False) if isinstance(module, FLOAT_LSTMS)}
     for key, config in qconfig.items():
         if config is not None and not isinstance(config, LSTMQConfig):
             raise TypeError(f"qconfig[{key!r}] must be an LSTMQConfig or None (stays float), got {type(config).__name__}")
