@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import io
+from pathlib import Path
 from typing import Any
 
 import hypothesis
@@ -179,6 +180,17 @@ def test_what_the_direct_call_does_not_take() -> None:
     assert _direct.lstm_cell(stack._bound_layers(), GOOD, None, None) is None
     with pytest.raises(TypeError, match="needs 4 arguments, got 2"):
         _direct.lstm_cell(layers, x)  # type: ignore[call-arg]
+
+
+def test_what_needs_an_lstm_says_how_to_make_one(tmp_path: Path) -> None:
+    module, (x, _) = fused(), inputs()
+    for attempt in (tlq.Stream, lambda module: tlq.export_qparams(module, tmp_path / "cell")):
+        with pytest.raises(
+            TypeError, match=r"got LSTMCell: pass the LSTM of that cell, torch_lstm_quant.LSTM\(module.cells\(\)\)"
+        ):
+            attempt(module)
+        attempt(tlq.LSTM(module.cells()))
+    assert torch.equal(tlq.Stream(tlq.LSTM(module.cells()), B)(x), module(x)[0])
 
 
 # Saved and loaded

@@ -52,6 +52,18 @@ def test_the_two_steps_give_what_quantize_gives(qconfig: tlq.LSTMQConfig | None)
     assert torch.equal(model(BATCHES[0]), expected(BATCHES[0]))
 
 
+def test_cells() -> None:
+    x, model = torch.randn(3, 5), nn.Sequential(nn.Linear(5, 5), nn.LSTMCell(5, 8))
+    expected = tlq.quantize(model, [x])
+    quantize_(model, LSTMConfig(), is_lstm)
+    model(x)
+    quantize_(model, LSTMConfig(step="convert"), is_lstm)
+    assert isinstance(model[1], tlq.LSTMCell)
+    assert torch.equal(model(x)[0], expected(x)[0])
+    with pytest.raises(ValueError, match="got a bare LSTMCell: put it into a module"):
+        quantize_(nn.LSTMCell(5, 8), LSTMConfig(), is_lstm)
+
+
 def test_a_reference_model() -> None:
     model = Model().eval()
     quantize_(model, LSTMConfig(), is_lstm)
@@ -100,7 +112,11 @@ def test_a_model_that_is_itself_an_lstm_is_refused() -> None:
 @pytest.mark.parametrize(
     ("step", "filter_fn", "message"),
     [
-        ("prepare", None, "needed a float nn.LSTM, got Linear.*is_lstm"),  # torchao's default filter takes Linear
+        (
+            "prepare",
+            None,
+            "needed a float nn.LSTM or nn.LSTMCell, got Linear.*is_lstm",
+        ),  # torchao's default filter takes Linear
         ("convert", is_lstm, "needed an LSTM that was prepared, got LSTM.*first to prepare"),
     ],
 )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_lstm_quant.cell import Cell
-from torch_lstm_quant.modules import LSTM
+from torch_lstm_quant.modules import LSTM, LSTMCell
 from torch_lstm_quant.qparams import Grids, QParams, WeightQParams
 from torch_lstm_quant.tables import function_table
 
@@ -107,4 +107,6 @@ def check_fused(module: object, caller: str) -> LSTM:
     if isinstance(module, nn.Module):
         found = [path for path, child in module.named_modules() if path and isinstance(child, LSTM)]
     advice = f"pass one of its fused LSTMs: {', '.join(found)}" if found else "quantize(...) or lower(...) makes one"
+    if isinstance(module, LSTMCell):
+        advice = "pass the LSTM of that cell, torch_lstm_quant.LSTM(module.cells())"
     raise TypeError(f"{caller} takes a fused LSTM, torch_lstm_quant.LSTM, got {type(module).__name__}: {advice}")

@@ -101,7 +101,8 @@ class LSTMCell(PackedCells):
     """One step of one quantized LSTM layer in one direction, computed in integers by the fused kernel.
 
     It is called as ``nn.LSTMCell`` is, float32 in and out, and gives what :class:`LSTM` of the same cell gives for that step,
-    bit for bit. Inference only, on the CPU. Made by ``quantize``, ``convert_fx`` or ``lower``, seldom by hand.
+    bit for bit. Inference only, on the CPU. Made by ``quantize``, ``convert_fx`` or ``lower``, seldom by hand. Where a fused
+    LSTM is needed, as in ``Stream``, ``LSTM(module.cells())`` is one.
 
     Args:
         cell: its grids, integer weights and biases.

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from torch_lstm_quant import _direct, ops
 from torch_lstm_quant.call_forms import CPU, States, check_tensor, split_states
-from torch_lstm_quant.modules import LSTM
+from torch_lstm_quant.modules import LSTM, LSTMCell
 
 _FORM = "[batch_size={rows}, {size}] (one step) or [T, {rows}, {size}] (a chunk, steps first)"
 
@@ -52,10 +52,10 @@ class Stream(_direct.Stream):
 
     def __init__(self, module: LSTM, batch_size: int = 1) -> None:
         if not isinstance(module, LSTM):
-            raise TypeError(
-                f"Stream takes a fused LSTM, torch_lstm_quant.LSTM, got {type(module).__name__}: "
-                "pass the LSTM itself, not the model around it, after quantize(...) or lower(...)"
-            )
+            advice = "pass the LSTM itself, not the model around it, after quantize(...) or lower(...)"
+            if isinstance(module, LSTMCell):
+                advice = "pass the LSTM of that cell, torch_lstm_quant.LSTM(module.cells())"
+            raise TypeError(f"Stream takes a fused LSTM, torch_lstm_quant.LSTM, got {type(module).__name__}: {advice}")
         if module.bidirectional:
             raise ValueError("Stream goes one way, got a bidirectional LSTM, whose backward direction begins at the end")
         if not isinstance(batch_size, int) or isinstance(batch_size, bool):

@@ -21,7 +21,7 @@ from typing import Literal
 from torch import nn
 
 from torch_lstm_quant.custom_config import Backend, Converter
-from torch_lstm_quant.observed import ObservedLSTM
+from torch_lstm_quant.observed import FLOAT_LSTMS, ObservedLSTM, ObservedLSTMCell, observe
 from torch_lstm_quant.qconfig import LSTMQConfig
 
 try:
@@ -30,18 +30,20 @@ try:
 except ImportError as error:
     raise ImportError("torch_lstm_quant.torchao needs torchao: pip install torch-lstm-quant[torchao]") from error
 
+_OBSERVED = (ObservedLSTM, ObservedLSTMCell)
+
 
 @dataclass
 class LSTMConfig(AOBaseConfig):  # type: ignore[misc]
-    """What ``quantize_`` does to LSTMs, also as a value of torchao's ``FqnToConfig``.
+    """What ``quantize_`` does to LSTMs and LSTM cells, also as a value of torchao's ``FqnToConfig``.
 
     An LSTM that the model holds under two names becomes two, each calibrated by its own calls, since ``quantize_`` takes every
     name by itself.
 
     Args:
         qconfig: how to quantize, for ``step="prepare"``: ``LSTMQConfig.int8()`` if None; one with ``qat=True`` to train.
-        step: ``"prepare"`` puts an observer or fake quantize at every part of an ``nn.LSTM``; ``"convert"`` makes fused LSTMs
-            of those that were prepared, and have since run or been trained.
+        step: ``"prepare"`` puts an observer or fake quantize at every part of an ``nn.LSTM`` or ``nn.LSTMCell``; ``"convert"``
+            makes fused ones of those that were prepared, and have since run or been trained.
         backend: for ``step="convert"``, ``"fused"`` or ``"reference"``, as for :func:`torch_lstm_quant.convert`.
 
     Raises:
@@ -65,12 +67,12 @@ class LSTMConfig(AOBaseConfig):  # type: ignore[misc]
 
 
 def is_lstm(module: nn.Module, fqn: str) -> bool:
-    """The ``filter_fn`` for :class:`LSTMConfig`: float LSTMs and prepared ones.
+    """The ``filter_fn`` for :class:`LSTMConfig`: float LSTMs and LSTM cells, and prepared ones.
 
     Raises:
         ValueError: the model itself is one, which ``quantize_`` would leave as it is without a word.
     """
-    found = isinstance(module, (nn.LSTM, ObservedLSTM))
+    found = isinstance(module, (*FLOAT_LSTMS, *_OBSERVED))
     if found and not fqn:
         raise ValueError(
             f"quantize_ replaces modules within a model, got a bare {type(module).__name__}: put it into a module, or use "
@@ -81,11 +83,11 @@ def is_lstm(module: nn.Module, fqn: str) -> bool:
 
 @register_quantize_module_handler(LSTMConfig)  # type: ignore[untyped-decorator]
 def _replacement(module: nn.Module, config: LSTMConfig) -> nn.Module:
-    if config.step == "prepare" and isinstance(module, nn.LSTM):
-        return ObservedLSTM.from_float(module, config.qconfig or LSTMQConfig.int8())
-    if config.step == "convert" and isinstance(module, ObservedLSTM):
+    if config.step == "prepare" and isinstance(module, FLOAT_LSTMS):
+        return observe(module, config.qconfig or LSTMQConfig.int8())
+    if config.step == "convert" and isinstance(module, _OBSERVED):
         return Converter(config.backend).from_observed(module)
-    needed = "a float nn.LSTM" if config.step == "prepare" else "an LSTM that was prepared"
+    needed = "a float nn.LSTM or nn.LSTMCell" if config.step == "prepare" else "an LSTM that was prepared"
     raise TypeError(
         f"step={config.step!r} needed {needed}, got {type(module).__name__}: call quantize_ with "
         "filter_fn=torch_lstm_quant.torchao.is_lstm, first to prepare and then to convert"
