@@ -54,8 +54,11 @@ size_t CellRun::operand_stride() const {
   return round_up(input.padded_depth * operand_item_bytes(input.sums), kAlign);
 }
 
-char* CellRun::output_row(int64_t step, size_t row) const {
-  return static_cast<char*>(output.data) + position(step) * output.step_bytes + row * output.row_bytes;
+FirstStates FirstStates::from_item(size_t item) const {
+  const auto from = [&](const void* data, DType dtype) {
+    return data == nullptr ? nullptr : static_cast<const char*>(data) + item * item_bytes(dtype);
+  };
+  return {from(hx, hx_dtype), hx_dtype, from(cx, cx_dtype), cx_dtype};
 }
 
 void CellState::load(const Kernels& kernels, const BoundCell& bound, const Share& share, size_t rows,
@@ -86,8 +89,31 @@ void CellState::load(const Kernels& kernels, const BoundCell& bound, const Share
 void CellRun::load_states(const FirstStates& first) const {
   const Share mine = share();
   if (mine.members == 0) return;
-  state.load(kernels, bound, mine, rows, first);
+  for (int64_t row = 0; row < rows.count; ++row) {
+    CellState one = state.from_row(row);
+    // a shorter row comes in later on the way back, where it is read from what that step reads
+    const bool odd = backward && (steps - rows.steps_of(row)) % 2 != 0;
+    if (odd) std::swap(one.h[0], one.h[1]);
+    one.load(kernels, bound, mine, 1, first.from_item(rows.index(row) * bound.cell.hidden_size));
+  }
   crew.meet(mine.members);
+}
+
+CellRun::Steps CellRun::next_chunk(int64_t start) const {
+  if (rows.lengths == nullptr) {
+    const int64_t count = std::min(plan.chunk_steps, steps - start);
+    return {count, count * rows.count};
+  }
+  // as many steps as there is room for, counted as if each member had all units
+  const int64_t blocks = bound.cell.blocks;
+  const int64_t room = plan.chunk_steps * plan.tile_rows * std::min<int64_t>(plan.group_blocks, blocks) / blocks;
+  Steps chunk{1, rows_at(start)};
+  for (; start + chunk.count < steps; ++chunk.count) {
+    const int64_t next = rows_at(start + chunk.count);
+    if (chunk.rows + next > room) break;
+    chunk.rows += next;
+  }
+  return chunk;
 }
 
 void CellRun::load_operands(int64_t step, int64_t count) const {
@@ -95,9 +121,9 @@ void CellRun::load_operands(int64_t step, int64_t count) const {
   const size_t item = operand_item_bytes(input.sums);
   char* operand = workspace.operand;
   for (int64_t s = step; s < step + count; ++s) {
-    for (size_t row = 0; row < rows; ++row, operand += operand_stride()) {
-      const char* values = static_cast<const char*>(x.data) + position(s) * x.step_bytes + row * x.row_bytes;
-      to_operand(kernels, input.sums, bound.x, values, x.dtype, input.depth, operand);
+    const int64_t count_rows = rows_at(s);
+    for (int64_t row = 0; row < count_rows; ++row, operand += operand_stride()) {
+      to_operand(kernels, input.sums, bound.x, x.row(position(s), row), x.dtype, input.depth, operand);
       // what only pads is not to differ from row to row
       std::memset(operand + input.depth * item, 0, (input.padded_depth - input.depth) * item);
     }
@@ -114,8 +140,9 @@ bool CellRun::projects_ahead() const {
 
 ProjectArgs CellRun::projection(int64_t count, int32_t first_block, int32_t last_block, float* igates) const {
   const size_t stride = static_cast<size_t>(last_block - first_block) * kBlock;
-  return {&bound.cell.input, count * rows, workspace.operand, operand_stride(), igates, stride,
-          first_block,       last_block,   workspace.scratch};
+  return {
+      &bound.cell.input, static_cast<size_t>(count), workspace.operand, operand_stride(), igates, stride, first_block,
+      last_block,        workspace.scratch};
 }
 
 KeptSums* CellRun::kept_input(const Share& mine) const {
@@ -130,47 +157,53 @@ KeptSums* CellRun::kept_hidden() const {
 bool CellRun::input_changes_little(int64_t count, const Share& mine) const {
   KeptSums* kept = kept_input(mine);
   if (kept == nullptr) return false;
-  const auto* rows = reinterpret_cast<const uint8_t*>(workspace.operand);
-  return count == 1 ? kept->watch(rows) : kept->watch_all(rows, operand_stride(), count);
+  const auto* operands = reinterpret_cast<const uint8_t*>(workspace.operand);
+  return count == 1 ? kept->watch(operands) : kept->watch_all(operands, operand_stride(), count);
 }
 
 void CellRun::run() const {
   float *igates = workspace.igates, *next_igates = workspace.next_igates;
   Share projected{};  // that for which the chunk's igates are there
-  for (int64_t start = 0; start < steps; start += plan.chunk_steps) {
+  for (int64_t start = 0; start < steps;) {
     const Share mine = share();
     if (mine.members == 0) return;
     if (delta != nullptr) delta->set_blocks(mine.first_block, mine.last_block);
-    const int64_t count = std::min(plan.chunk_steps, steps - start);
+    const Steps chunk = next_chunk(start);
+    // all blocks at once where the chunk's igates find room
+    const int64_t block_rows = plan.chunk_steps * plan.tile_rows * std::min(plan.group_blocks, bound.cell.blocks);
+    const bool grouped = chunk.rows * mine.blocks() > block_rows;
     bool by_changes = false;
     if (!(projected == mine)) {
-      load_operands(start, count);
-      by_changes = input_changes_little(count, mine);
-      if (!by_changes && mine.blocks() <= plan.group_blocks)
-        kernels.project(projection(count, mine.first_block, mine.last_block, igates));
+      load_operands(start, chunk.count);
+      by_changes = input_changes_little(chunk.count, mine);
+      if (!by_changes && !grouped) kernels.project(projection(chunk.rows, mine.first_block, mine.last_block, igates));
     }
     // a shorter chunk takes less time by itself than beside the steps, and so do chunks and steps in which little
     // changes
     const bool quiet = by_changes || (kept_hidden() != nullptr && kept_hidden()->quiet());
     bool next = projects_ahead() && !quiet && start + 2 * plan.chunk_steps <= steps;
     if (next) {
-      load_operands(start + count, plan.chunk_steps);
+      load_operands(start + chunk.count, plan.chunk_steps);
       next = !input_changes_little(plan.chunk_steps, mine);
     }
     const ProjectArgs ahead = projection(plan.chunk_steps, mine.first_block, mine.last_block, next_igates);
-    for (int64_t s = 0; s < count; ++s) {
-      step(start + s, s, {mine, igates, next ? &ahead : nullptr, by_changes});
+    const int32_t group = grouped ? plan.group_blocks : mine.blocks();
+    int64_t rows_before = 0;
+    for (int64_t s = start; s < start + chunk.count; ++s) {
+      step(s, rows_before, {mine, group, igates, next ? &ahead : nullptr, by_changes});
+      rows_before += rows_at(s);
       crew.meet(mine.members);
     }
     if (next) std::swap(igates, next_igates);
     projected = next ? mine : Share{};
+    start += chunk.count;
   }
 }
 
-const float* CellRun::project_changes(int64_t in_chunk, const Share& mine) const {
-  const auto* row = reinterpret_cast<const uint8_t*>(workspace.operand) + in_chunk * operand_stride();
+const float* CellRun::project_changes(int64_t row, const Share& mine) const {
+  const auto* operand = reinterpret_cast<const uint8_t*>(workspace.operand) + row * operand_stride();
   const bool kept = delta->input.kept();
-  const Delta changed = delta->input.change(kernels, row, workspace.changes);
+  const Delta changed = delta->input.change(kernels, operand, workspace.changes);
   if (!kept || changed.count > 0) {
     ProjectArgs args = projection(1, mine.first_block, mine.last_block, delta->igates);
     args.delta = &changed;
@@ -187,58 +220,70 @@ std::optional<Delta> CellRun::hidden_changes(const char* h, const Chunk& chunk) 
   return kept->change(kernels, row, workspace.changes);
 }
 
-void CellRun::step(int64_t step, int64_t in_chunk, const Chunk& chunk) const {
+void CellRun::step(int64_t step, int64_t rows_before, const Chunk& chunk) const {
   const Share& mine = chunk.share;
   const Cell& cell = bound.cell;
   const bool odd = ((first_step + step) & 1) != 0;
-  const bool to_integers = output.dtype != DType::kFloat32;
   StepArgs args{};
   args.cell = &cell;
-  args.rows = rows;
+  args.rows = static_cast<size_t>(rows_at(step));
   args.h = state.h[odd];
   args.h_next = state.h[!odd];
   args.h_stride = state.h_stride;
   args.c = state.c;
   args.c_stride = state.c_stride;
-  args.output = to_integers ? workspace.output : reinterpret_cast<float*>(output_row(step, 0));
-  args.output_stride = to_integers ? cell.hidden_size : output.row_bytes / sizeof(float);
+  args.output = workspace.output;
+  args.output_stride = cell.hidden_size;
+  if (writes_in_place()) {
+    args.output = reinterpret_cast<float*>(output.row(position(step), 0));
+    args.output_stride = output.layout.apart * output.layout.row_bytes / sizeof(float);
+  }
   args.descending = plan.zigzag && odd;
   args.ahead = chunk.ahead;
-  args.ahead_part = static_cast<int32_t>(in_chunk);
+  args.ahead_part = static_cast<int32_t>(rows_before);  // of single rows
   args.scratch = workspace.scratch;
   // before the changes of h, which are listed in the same place
-  const float* changed_igates = chunk.by_changes ? project_changes(in_chunk, mine) : nullptr;
+  const float* changed_igates = chunk.by_changes ? project_changes(rows_before, mine) : nullptr;
   const std::optional<Delta> changed = hidden_changes(state.h[odd], chunk);
   if (changed.has_value()) args.delta = &*changed;
   // a single group was projected ahead of the chunk, several are as they come
-  const int32_t group = std::min(plan.group_blocks, mine.blocks());
-  for (int32_t begin = 0; begin < mine.blocks(); begin += group) {
-    const int32_t length = std::min(group, mine.blocks() - begin);
+  for (int32_t begin = 0; begin < mine.blocks(); begin += chunk.group) {
+    const int32_t length = std::min(chunk.group, mine.blocks() - begin);
     args.first_block = args.descending ? mine.last_block - begin - length : mine.first_block + begin;
     args.last_block = args.first_block + length;
-    if (group < mine.blocks()) kernels.project(projection(1, args.first_block, args.last_block, chunk.igates));
+    if (chunk.group < mine.blocks()) {
+      kernels.project(projection(static_cast<int64_t>(args.rows), args.first_block, args.last_block, chunk.igates));
+    }
     args.igates_stride = static_cast<size_t>(length) * kBlock;
-    args.igates = chunk.by_changes ? changed_igates : chunk.igates + in_chunk * rows * args.igates_stride;
+    args.igates = chunk.by_changes ? changed_igates : chunk.igates + rows_before * args.igates_stride;
     kernels.step(args);
   }
-  if (to_integers) store_integers(step, mine);
+  if (!writes_in_place()) store_output(step, mine);
 }
 
-void CellRun::store_integers(int64_t step, const Share& mine) const {
+void CellRun::store_output(int64_t step, const Share& mine) const {
   const Cell& cell = bound.cell;
-  for (size_t row = 0; row < rows; ++row) {
+  const int64_t count = rows_at(step);
+  for (int64_t row = 0; row < count; ++row) {
     from_floats(cell.ogate_cy, workspace.output + row * cell.hidden_size + mine.first_unit(), mine.units(cell),
-                output.dtype, output_row(step, row) + mine.first_unit() * item_bytes(output.dtype));
+                output.dtype, output.row(position(step), row) + mine.first_unit() * item_bytes(output.dtype));
   }
+}
+
+CellRun::Range CellRun::ended() const {
+  if (backward) return {0, rows.count};
+  return {rows.at(first_step + steps), rows.at(first_step)};
 }
 
 void CellRun::store_h(void* h_n, DType dtype) const {
   const Share mine = share();
   const Cell& cell = bound.cell;
   const size_t units = mine.units(cell), first = mine.first_unit();
-  for (size_t row = 0; row < rows && units > 0; ++row) {
-    const char* h = output_row(steps - 1, row) + first * item_bytes(output.dtype);
-    char* to = static_cast<char*>(h_n) + (row * cell.hidden_size + first) * item_bytes(dtype);
+  if (units == 0) return;
+  const Range range = ended();
+  for (int64_t row = range.begin; row < range.end; ++row) {
+    const char* h = output.row(position(last_step(row)), row) + first * item_bytes(output.dtype);
+    char* to = static_cast<char*>(h_n) + (rows.index(row) * cell.hidden_size + first) * item_bytes(dtype);
     if (output.dtype == dtype) {
       std::memcpy(to, h, units * item_bytes(dtype));
     } else {
@@ -251,9 +296,11 @@ void CellRun::store_c(void* c_n, DType dtype) const {
   const Share mine = share();
   const Cell& cell = bound.cell;
   const size_t units = mine.units(cell), first = mine.first_unit();
-  for (size_t row = 0; row < rows && units > 0; ++row) {
+  if (units == 0) return;
+  const Range range = ended();
+  for (int64_t row = range.begin; row < range.end; ++row) {
     from_floats(cell.cell, state.c + row * state.c_stride + first, units, dtype,
-                static_cast<char*>(c_n) + (row * cell.hidden_size + first) * item_bytes(dtype));
+                static_cast<char*>(c_n) + (rows.index(row) * cell.hidden_size + first) * item_bytes(dtype));
   }
 }
 

@@ -37,6 +37,9 @@ struct FirstStates {
   DType hx_dtype;
   const void* cx;
   DType cx_dtype;
+
+  // Those of the items from `item` on.
+  FirstStates from_item(size_t item) const;
 };
 
 // The state of a cell, shared by the threads that work on it. Step s reads h[s % 2] and writes the other.
@@ -61,7 +64,7 @@ struct Workspace {
   char* operand = nullptr;
   float* igates = nullptr;
   float* next_igates = nullptr;  // of the chunk that is projected ahead
-  float* output = nullptr;       // float32 rows where the caller wants integers
+  float* output = nullptr;       // float32 rows of a step where kernels cannot write to the caller's
   void* scratch = nullptr;
   ChangeList changes;
   CellDelta* deltas = nullptr;  // of all cells; null: no delta steps
@@ -69,22 +72,32 @@ struct Workspace {
   static Workspace take(Arena& arena, const Sizes& sizes, const Plan& plan);
 };
 
-struct Sink {
-  void* data;
+// Rows of the steps that a CellRun goes through.
+struct Source {
+  const char* data;
   DType dtype;
-  int64_t step_bytes;
-  int64_t row_bytes;
+  RowLayout layout;
+
+  const char* row(int64_t position, int64_t row) const { return data + layout.offset(position, row); }
+};
+
+struct Sink {
+  char* data;
+  DType dtype;
+  RowLayout layout;
+
+  char* row(int64_t position, int64_t row) const { return data + layout.offset(position, row); }
 };
 
 struct CellRun {
   const BoundCell& bound;
   const Kernels& kernels;
   const Plan& plan;
-  size_t rows;
-  int64_t steps;
+  TileRows rows;
+  int64_t steps;       // each of them has a row at least
   int64_t first_step;  // counted in the direction of the cell
-  bool backward;       // takes the steps from the last to the first
-  Sequence x;
+  bool backward;       // takes the steps from the last to the first, and so all of them
+  Source x;
   Sink output;
   CellState state;
   Workspace workspace;
@@ -93,9 +106,10 @@ struct CellRun {
   int member;
   int members;
 
+  // States of the cell: of all the caller's rows, of which these take theirs.
   void load_states(const FirstStates& first) const;
   void run() const;
-  // The last h and c, after the last run().
+  // After run(), the last h and c of the rows that ended in it.
   void store_h(void* h_n, DType dtype) const;
   void store_c(void* c_n, DType dtype) const;
 
@@ -103,16 +117,29 @@ struct CellRun {
   // A chunk of steps as a member goes through it.
   struct Chunk {
     Share share;
+    int32_t group;  // blocks for which input projection and step follow each other
     float* igates;
     const ProjectArgs* ahead;  // projects the next one, a part at each step; null: no part of it
     bool by_changes;           // the igates are made at each step, from what changed in x
+  };
+  struct Steps {
+    int64_t count;
+    int64_t rows;  // of all of them
+  };
+  struct Range {
+    int64_t begin, end;
   };
 
   // Asked for at the start of a chunk of steps and kept for all of it.
   Share share() const;
   size_t operand_stride() const;
   int64_t position(int64_t step) const { return backward ? steps - 1 - step : step; }
-  char* output_row(int64_t step, size_t row) const;
+  int64_t rows_at(int64_t step) const { return rows.at(first_step + position(step)); }
+  // Rows that have their last step here, and which one that is.
+  Range ended() const;
+  int64_t last_step(int64_t row) const { return backward ? steps - 1 : rows.steps_of(row) - first_step - 1; }
+  // The next chunk of steps, the same for all members.
+  Steps next_chunk(int64_t start) const;
   void load_operands(int64_t step, int64_t count) const;
   // Whether the next chunk can be projected beside the steps of this one.
   bool projects_ahead() const;
@@ -121,13 +148,16 @@ struct CellRun {
   KeptSums* kept_hidden() const;
   // Whether the rows that load_operands left are to be projected step by step, by what changed from one to the next.
   bool input_changes_little(int64_t count, const Share& share) const;
+  // Of the first `count` rows that load_operands left.
   ProjectArgs projection(int64_t count, int32_t first_block, int32_t last_block, float* igates) const;
-  // The igates of a step whose x changed little.
-  const float* project_changes(int64_t in_chunk, const Share& share) const;
+  // The igates of a step whose x, that row of the chunk, changed little.
+  const float* project_changes(int64_t row, const Share& share) const;
   // What changed in h, where the step is to go on by that.
   std::optional<Delta> hidden_changes(const char* h, const Chunk& chunk) const;
-  void step(int64_t step, int64_t in_chunk, const Chunk& chunk) const;
-  void store_integers(int64_t step, const Share& share) const;
+  // A step whose rows come after the first `rows_before` of the chunk.
+  void step(int64_t step, int64_t rows_before, const Chunk& chunk) const;
+  bool writes_in_place() const { return output.dtype == DType::kFloat32 && output.layout.order == nullptr; }
+  void store_output(int64_t step, const Share& share) const;
 };
 
 }  // namespace lstm_quant

@@ -6,6 +6,7 @@
 #include "blob.h"
 #include "convert.h"
 #include "dispatch.h"
+#include "lengths.h"
 #include "parallel.h"
 #include "plan.h"
 
@@ -36,6 +37,10 @@ struct Call {
   DType h_dtype;
   void* c_n;
   DType c_dtype;
+  // Null: every row has every step. Otherwise `steps` and `rows` are those of `lengths`; packed, x is
+  // [total, input_size] without step_bytes, and output is [total, num_directions * hidden_size]; padded, what is
+  // padding in the output is left as it is.
+  const Lengths* lengths = nullptr;
 };
 
 // Runs the cells of `blob`. Throws std::runtime_error where integers come from or go to a part that has no grid, or

@@ -142,12 +142,15 @@ void choose_slots(const Cost& cost, const Sizes& sizes, int64_t steps, int64_t r
 
 }  // namespace
 
-Plan make_plan(const Sizes& sizes, const Rates& rates, int64_t steps, int64_t rows, const Threads& threads) {
+Plan make_plan(const Sizes& sizes, const Rates& rates, int64_t steps, int64_t rows, const Threads& threads,
+               std::optional<int64_t> row_steps) {
   steps = std::max<int64_t>(steps, 1);
   rows = std::max<int64_t>(rows, 1);
-  const Cost cost(sizes, rates, steps, rows, threads.start_ns);
+  // what a call takes is that of a step in the middle, what it must have room for that of the fullest
+  const int64_t mean_rows = std::max<int64_t>(row_steps.value_or(steps * rows) / steps, 1);
+  const Cost cost(sizes, rates, steps, mean_rows, threads.start_ns);
   Plan plan{};
-  choose_slots(cost, sizes, steps, rows, threads, plan);
+  choose_slots(cost, sizes, steps, mean_rows, threads, plan);
   const bool by_layers = plan.sharing == Sharing::kLayers;
   const int64_t slot_rows = plan.sharing == Sharing::kRows ? divide_up(rows, plan.slots) : rows;
   plan.tile_rows = plan.sharing == Sharing::kRows ? divide_up(slot_rows, divide_up(slot_rows, kMaxTileRows)) : rows;

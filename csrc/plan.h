@@ -3,6 +3,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <optional>
 
 #include "blob.h"
 #include "parallel.h"
@@ -27,6 +28,8 @@ struct Plan {
   std::chrono::microseconds patience;  // how long to wait for the other threads before going on without them
 };
 
-Plan make_plan(const Sizes& sizes, const Rates& rates, int64_t steps, int64_t rows, const Threads& threads);
+// `row_steps`: how many steps the rows have together, where some have fewer than others.
+Plan make_plan(const Sizes& sizes, const Rates& rates, int64_t steps, int64_t rows, const Threads& threads,
+               std::optional<int64_t> row_steps = std::nullopt);
 
 }  // namespace lstm_quant

@@ -53,12 +53,16 @@ class TileRun {
   void by_layers(Parallel& parallel) const;
 
  private:
+  // The rows of a tile.
+  TileRows rows_of(int64_t tile) const;
   // A member's part of a tile, and of a piece of it in one layer.
-  void run(const Tile& tile, const Workspace& workspace, int64_t first_row, int member, int members) const;
-  void run_layer(const Tile& tile, const Workspace& workspace, int64_t first_row, int64_t layer, int64_t first_step,
+  void run(const Tile& tile, const Workspace& workspace, const TileRows& rows, int member, int members) const;
+  void run_layer(const Tile& tile, const Workspace& workspace, const TileRows& rows, int64_t layer, int64_t first_step,
                  int member, int members) const;
-  CellRun make_run(const Tile& tile, const Workspace& workspace, int64_t first_row, int64_t layer, int64_t direction,
+  CellRun make_run(const Tile& tile, const Workspace& workspace, const TileRows& rows, int64_t layer, int64_t direction,
                    int64_t first_step, int member, int members) const;
+  // Where the caller has the rows from a step on.
+  RowLayout layout(const TileRows& rows, int64_t first_step, int64_t step_bytes, int64_t row_bytes) const;
 
   const Sizes& sizes_;
   const Kernels& kernels_;
@@ -68,28 +72,51 @@ class TileRun {
   Crews& crews_;
 };
 
-CellRun TileRun::make_run(const Tile& tile, const Workspace& workspace, int64_t first_row, int64_t layer,
+TileRows TileRun::rows_of(int64_t tile) const {
+  const int64_t tile_rows = buffers_.plan.tile_rows, tiles = (call_.rows + tile_rows - 1) / tile_rows;
+  if (call_.lengths == nullptr) {
+    const int64_t first = tile * tile_rows;
+    return {nullptr, call_.steps, first, 1, std::min(tile_rows, call_.rows - first)};
+  }
+  // long and short rows in turn, so that all tiles take about as long
+  return {call_.lengths, call_.steps, tile, tiles, (call_.rows - tile + tiles - 1) / tiles};
+}
+
+RowLayout TileRun::layout(const TileRows& rows, int64_t first_step, int64_t step_bytes, int64_t row_bytes) const {
+  RowLayout layout{step_bytes, row_bytes, rows.apart};
+  if (rows.lengths == nullptr) return layout;
+  if (rows.lengths->starts() != nullptr) layout.starts = rows.lengths->starts() + first_step;
+  if (rows.lengths->order() != nullptr) layout.order = rows.lengths->order() + rows.first;
+  return layout;
+}
+
+CellRun TileRun::make_run(const Tile& tile, const Workspace& workspace, const TileRows& rows, int64_t layer,
                           int64_t direction, int64_t first_step, int member, int members) const {
-  const int64_t rows = std::min(buffers_.plan.tile_rows, call_.rows - first_row);
   const int64_t cell = layer * sizes_.num_directions + direction;
   const int64_t float_row = layer_bytes(sizes_, DType::kFloat32), output_row = layer_bytes(sizes_, call_.h_dtype);
 
   const auto between = [&](int64_t from_layer) {
     const int64_t pieces = buffers_.plan.pieces_between, piece = first_step / buffers_.plan.layer_steps;
-    return tile.between[(from_layer * pieces + piece % pieces) % tile.between.size()];
+    return reinterpret_cast<char*>(tile.between[(from_layer * pieces + piece % pieces) % tile.between.size()]);
+  };
+  // the caller's first step and row: packed steps count from the start, rows in another order from the first of all
+  const auto first = [&](const RowLayout& layout) {
+    return (layout.starts == nullptr ? first_step * layout.step_bytes : 0) +
+           (layout.order == nullptr ? rows.first * layout.row_bytes : 0);
   };
   const bool is_first = layer == 0, is_last = layer == sizes_.num_layers - 1;
-  Sequence x{is_first ? nullptr : between(layer - 1), DType::kFloat32, rows * float_row, float_row};
+  const RowLayout tile_layout{rows.count * float_row, float_row};
+  Source x{is_first ? nullptr : between(layer - 1), DType::kFloat32, tile_layout};
   if (is_first) {
-    x = call_.x;
-    x.data = static_cast<const char*>(x.data) + first_step * x.step_bytes + first_row * x.row_bytes;
+    x.layout = layout(rows, first_step, call_.x.step_bytes, call_.x.row_bytes);
+    x = {static_cast<const char*>(call_.x.data) + first(x.layout), call_.x.dtype, x.layout};
   }
-  Sink output{is_last ? nullptr : between(layer), DType::kFloat32, rows * float_row, float_row};
+  Sink output{is_last ? nullptr : between(layer), DType::kFloat32, tile_layout};
   if (is_last) {
-    output = {call_.output, call_.h_dtype, call_.rows * output_row, output_row};
-    output.data = static_cast<char*>(output.data) + first_step * output.step_bytes + first_row * output_row;
+    output.layout = layout(rows, first_step, call_.rows * output_row, output_row);
+    output = {static_cast<char*>(call_.output) + first(output.layout), call_.h_dtype, output.layout};
   }
-  output.data = static_cast<char*>(output.data) + direction * sizes_.hidden_size * item_bytes(output.dtype);
+  output.data += direction * sizes_.hidden_size * item_bytes(output.dtype);
 
   // with two directions every other member takes the same one
   const bool alternate = sizes_.num_directions == 2 && members > 1;
@@ -98,13 +125,13 @@ CellRun TileRun::make_run(const Tile& tile, const Workspace& workspace, int64_t 
   return {cells_[cell],
           kernels_,
           buffers_.plan,
-          static_cast<size_t>(rows),
-          std::min(buffers_.plan.layer_steps, call_.steps - first_step),
+          rows,
+          std::min(buffers_.plan.layer_steps, rows.steps_of(0) - first_step),
           first_step,
           direction == 1,
           x,
           output,
-          buffers_.kept == nullptr ? tile.states[cell] : (*buffers_.kept)[cell].from_row(first_row),
+          buffers_.kept == nullptr ? tile.states[cell] : (*buffers_.kept)[cell].from_row(rows.first),
           workspace,
           workspace.deltas == nullptr ? nullptr : &workspace.deltas[cell],
           crews_.directions[direction],
@@ -112,31 +139,26 @@ CellRun TileRun::make_run(const Tile& tile, const Workspace& workspace, int64_t 
           count};
 }
 
-void TileRun::run_layer(const Tile& tile, const Workspace& workspace, int64_t first_row, int64_t layer,
+void TileRun::run_layer(const Tile& tile, const Workspace& workspace, const TileRows& rows, int64_t layer,
                         int64_t first_step, int member, int members) const {
   for (int64_t direction = 0; direction < sizes_.num_directions; ++direction) {
     if (sizes_.num_directions == 2 && members > 1 && member % 2 != direction) continue;
-    const CellRun run = make_run(tile, workspace, first_row, layer, direction, first_step, member, members);
-    const int64_t first_item =
-        ((layer * sizes_.num_directions + direction) * call_.rows + first_row) * sizes_.hidden_size;
-    const auto from = [&](const void* data, DType dtype) {
-      return data == nullptr ? nullptr : static_cast<const char*>(data) + first_item * item_bytes(dtype);
-    };
+    const CellRun run = make_run(tile, workspace, rows, layer, direction, first_step, member, members);
+    const int64_t first_item = (layer * sizes_.num_directions + direction) * call_.rows * sizes_.hidden_size;
     const auto to = [&](void* data, DType dtype) { return static_cast<char*>(data) + first_item * item_bytes(dtype); };
     if (first_step == 0 && buffers_.kept == nullptr)
-      run.load_states({from(call_.hx, call_.hx_dtype), call_.hx_dtype, from(call_.cx, call_.cx_dtype), call_.cx_dtype});
+      run.load_states(FirstStates{call_.hx, call_.hx_dtype, call_.cx, call_.cx_dtype}.from_item(first_item));
     run.run();
-    if (first_step + run.steps == call_.steps) {
-      if (call_.h_n != nullptr) run.store_h(to(call_.h_n, call_.h_dtype), call_.h_dtype);
-      if (buffers_.kept == nullptr) run.store_c(to(call_.c_n, call_.c_dtype), call_.c_dtype);
-    }
+    if (call_.h_n != nullptr) run.store_h(to(call_.h_n, call_.h_dtype), call_.h_dtype);
+    if (buffers_.kept == nullptr) run.store_c(to(call_.c_n, call_.c_dtype), call_.c_dtype);
   }
 }
 
-void TileRun::run(const Tile& tile, const Workspace& workspace, int64_t first_row, int member, int members) const {
-  for (int64_t first_step = 0; first_step < call_.steps; first_step += buffers_.plan.layer_steps) {
+void TileRun::run(const Tile& tile, const Workspace& workspace, const TileRows& rows, int member, int members) const {
+  const int64_t steps = rows.steps_of(0);
+  for (int64_t first_step = 0; first_step < steps; first_step += buffers_.plan.layer_steps) {
     for (int64_t layer = 0; layer < sizes_.num_layers; ++layer) {
-      run_layer(tile, workspace, first_row, layer, first_step, member, members);
+      run_layer(tile, workspace, rows, layer, first_step, member, members);
       // the steps of one direction meet by themselves; the next layer reads both directions
       if (sizes_.num_directions == 2) crews_.all.meet(members);
     }
@@ -148,8 +170,8 @@ void TileRun::by_rows(Parallel& parallel) const {
   const auto work = [&](int begin, int end) {
     const IeeeScope ieee;
     for (int slot = begin; slot < end; ++slot) {
-      for (int64_t row = slot * plan.tile_rows; row < call_.rows; row += plan.slots * plan.tile_rows) {
-        run(buffers_.tiles[slot], buffers_.workspaces[slot], row, 0, 1);
+      for (int64_t tile = slot; tile * plan.tile_rows < call_.rows; tile += plan.slots) {
+        run(buffers_.tiles[slot], buffers_.workspaces[slot], rows_of(tile), 0, 1);
       }
     }
   };
@@ -162,7 +184,7 @@ void TileRun::by_units(Parallel& parallel) const {
   parallel.run(buffers_.plan.slots, [&](int begin, int end) {
     const IeeeScope ieee;
     const int member = team.join(end - begin);
-    if (member != Team::kTooLate) run(buffers_.tiles[0], buffers_.workspaces[member], 0, member, team.size());
+    if (member != Team::kTooLate) run(buffers_.tiles[0], buffers_.workspaces[member], rows_of(0), member, team.size());
   });
 }
 
@@ -172,7 +194,7 @@ void TileRun::by_layers(Parallel& parallel) const {
   parallel.run(buffers_.plan.slots, [&](int begin, int) {
     const IeeeScope ieee;
     pipeline.run([&](int64_t layer, int64_t piece) {
-      run_layer(buffers_.tiles[0], buffers_.workspaces[begin], 0, layer, piece * steps, 0, 1);
+      run_layer(buffers_.tiles[0], buffers_.workspaces[begin], rows_of(0), layer, piece * steps, 0, 1);
     });
   });
 }
