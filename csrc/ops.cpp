@@ -18,6 +18,7 @@
 
 #include "blob.h"
 #include "dispatch.h"
+#include "lengths.h"
 #include "lstm.h"
 #include "pack.h"
 #include "torch_parallel.h"
@@ -119,13 +120,18 @@ const T* contiguous_data(const char* name, Tensor& tensor, ScalarType type, Shap
 }
 
 // A contiguous CPU tensor, straight from the C shim: torch::stable::empty looks its operator up by name at every call.
-Tensor empty(const std::array<int64_t, 3>& sizes, ScalarType type) {
-  std::array<int64_t, 3> strides{0, std::max<int64_t>(sizes[2], 1), 1};
+template <size_t kDims>
+Tensor empty(const std::array<int64_t, kDims>& sizes, ScalarType type) {
+  std::array<int64_t, kDims> strides;
+  bool overflows = false;
+  strides[kDims - 1] = 1;
+  for (size_t i = kDims - 1; i > 0; --i) {
+    overflows |= __builtin_mul_overflow(strides[i], std::max<int64_t>(sizes[i], 1), &strides[i - 1]);
+  }
   AtenTensorHandle handle = nullptr;
-  if (__builtin_mul_overflow(strides[1], std::max<int64_t>(sizes[1], 1), &strides[0]) ||
-      aoti_torch_empty_strided(3, sizes.data(), strides.data(),
-                               torch::stable::detail::to<int32_t>(torch::stable::detail::from(type)),
-                               aoti_torch_device_type_cpu(), 0, &handle) != AOTI_TORCH_SUCCESS) {
+  if (overflows || aoti_torch_empty_strided(kDims, sizes.data(), strides.data(),
+                                            torch::stable::detail::to<int32_t>(torch::stable::detail::from(type)),
+                                            aoti_torch_device_type_cpu(), 0, &handle) != AOTI_TORCH_SUCCESS) {
     fail("cannot allocate a result of size ", to_string(sizes));
   }
   return Tensor(handle);
@@ -198,13 +204,34 @@ Blob open_blob(Tensor& packed) {
   return Blob(packed.const_data_ptr(), packed.numel());
 }
 
-Sequence open_sequence(Tensor& x, int64_t input_size) {
-  check(x.dim() == 3, "x must have three dimensions [T, B, input_size], got ", x.dim());
-  check_tensor("x", x, {x.size(0), x.size(1), input_size});
+Sequence open_sequence(Tensor& x, int64_t input_size, bool packed_rows) {
+  if (packed_rows) {
+    check(x.dim() == 2, "x must have two dimensions [rows of all steps, input_size] with batch_sizes, got ", x.dim());
+    check_tensor("x", x, {x.size(0), input_size});
+  } else {
+    check(x.dim() == 3, "x must have three dimensions [T, B, input_size], got ", x.dim());
+    check_tensor("x", x, {x.size(0), x.size(1), input_size});
+  }
   const DType dtype = dtype_of("x", x);
-  if (input_size > 1 && x.stride(2) != 1) x = torch::stable::contiguous(x);
+  if (input_size > 1 && x.stride(x.dim() - 1) != 1) x = torch::stable::contiguous(x);
   const auto item = static_cast<int64_t>(item_bytes(dtype));
-  return {x.const_data_ptr(), dtype, x.stride(0) * item, x.stride(1) * item};
+  return {x.const_data_ptr(), dtype, packed_rows ? 0 : x.stride(0) * item, x.stride(x.dim() - 2) * item};
+}
+
+// Null where all rows have all steps.
+std::optional<Lengths> open_lengths(std::optional<Tensor>& batch_sizes, std::optional<Tensor>& lengths,
+                                    const Tensor& x) {
+  check(!batch_sizes.has_value() || !lengths.has_value(), "takes batch_sizes or lengths, got both");
+  if (batch_sizes.has_value()) {
+    const int64_t steps = batch_sizes->numel();
+    return Lengths::of_packed(contiguous_data<int64_t>("batch_sizes", *batch_sizes, ScalarType::Long, {steps}), steps,
+                              x.size(0));
+  }
+  if (lengths.has_value()) {
+    const int64_t rows = x.size(1);
+    return Lengths::of_padded(contiguous_data<int64_t>("lengths", *lengths, ScalarType::Long, {rows}), rows, x.size(0));
+  }
+  return std::nullopt;
 }
 
 // Data and dtype of a state, null if there is none.
@@ -217,7 +244,8 @@ std::pair<const void*, DType> open_state(const char* name, std::optional<Tensor>
 
 std::tuple<Tensor, Tensor, Tensor> lstm(Tensor x, std::optional<Tensor> hx, std::optional<Tensor> cx, Tensor packed,
                                         int64_t hidden_size, int64_t num_layers, int64_t num_directions,
-                                        std::optional<ScalarType> h_dtype, std::optional<ScalarType> c_dtype) {
+                                        std::optional<ScalarType> h_dtype, std::optional<ScalarType> c_dtype,
+                                        std::optional<Tensor> batch_sizes, std::optional<Tensor> lengths) {
   const Blob blob = open_blob(packed);
   const Sizes& sizes = blob.sizes();
   check(sizes.hidden_size == hidden_size && sizes.num_layers == num_layers && sizes.num_directions == num_directions,
@@ -229,20 +257,28 @@ std::tuple<Tensor, Tensor, Tensor> lstm(Tensor x, std::optional<Tensor> hx, std:
         name_of(c_type));
 
   Call call{};
-  call.x = open_sequence(x, sizes.input_size);
-  call.steps = x.size(0);
-  call.rows = x.size(1);
+  call.x = open_sequence(x, sizes.input_size, batch_sizes.has_value());
+  const std::optional<Lengths> row_lengths = open_lengths(batch_sizes, lengths, x);
+  call.lengths = row_lengths.has_value() ? &*row_lengths : nullptr;
+  call.steps = call.lengths != nullptr ? call.lengths->steps() : x.size(0);
+  call.rows = call.lengths != nullptr ? call.lengths->rows() : x.size(1);
   const Shape state_shape = {sizes.cells(), call.rows, hidden_size};
   std::tie(call.hx, call.hx_dtype) = open_state("hx", hx, state_shape);
   std::tie(call.cx, call.cx_dtype) = open_state("cx", cx, state_shape);
-  const Tensor output = empty({call.steps, call.rows, num_directions * hidden_size}, h_type);
-  const Tensor h_n = empty({sizes.cells(), call.rows, hidden_size}, h_type);
-  const Tensor c_n = empty({sizes.cells(), call.rows, hidden_size}, c_type);
+  const int64_t width = num_directions * hidden_size;
+  const Tensor output =
+      batch_sizes.has_value() ? empty<2>({x.size(0), width}, h_type) : empty<3>({x.size(0), x.size(1), width}, h_type);
+  const Tensor h_n = empty<3>({sizes.cells(), call.rows, hidden_size}, h_type);
+  const Tensor c_n = empty<3>({sizes.cells(), call.rows, hidden_size}, c_type);
   call.output = output.mutable_data_ptr();
   call.h_n = h_n.mutable_data_ptr();
   call.c_n = c_n.mutable_data_ptr();
   call.h_dtype = *to_dtype(h_type);
   call.c_dtype = *to_dtype(c_type);
+  if (lengths.has_value()) {
+    const auto row_bytes = static_cast<int64_t>(width * item_bytes(call.h_dtype));
+    row_lengths->clear_padding(call.output, x.size(0), row_bytes);
+  }
   TorchParallel parallel;
   run_lstm(blob, active_kernels(), parallel, call);
   return {output, h_n, c_n};
@@ -264,7 +300,8 @@ STABLE_TORCH_LIBRARY(torch_lstm_quant, m) {
       "Tensor[] tables, int num_directions) -> Tensor");
   m.def(
       "lstm(Tensor x, Tensor? hx, Tensor? cx, Tensor packed, int hidden_size, int num_layers, int num_directions, "
-      "ScalarType? h_dtype=None, ScalarType? c_dtype=None) -> (Tensor output, Tensor h_n, Tensor c_n)");
+      "ScalarType? h_dtype=None, ScalarType? c_dtype=None, Tensor? batch_sizes=None, Tensor? lengths=None) -> "
+      "(Tensor output, Tensor h_n, Tensor c_n)");
   m.def("isa_active() -> str");
   m.def("isas_built() -> str");
   m.def("isas_usable() -> str");

@@ -11,7 +11,6 @@ import torch
 from random_cells import PRESETS, Dice, random_layers
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import torch_lstm_quant as tlq
@@ -167,7 +166,6 @@ BAD_CALLS = {
     "complex": ((torch.complex(X, X),), TypeError, "got torch.complex64"),
     "integers": ((X.long(),), TypeError, "got torch.int64"),
     "sparse": ((X.to_sparse(),), TypeError, "must be a dense tensor"),
-    "packed": ((pack_padded_sequence(X, torch.tensor([T] * B)),), TypeError, "got PackedSequence"),
     "a list": (([[[0.0]]],), TypeError, "input must be a tensor, got list"),
     "None": ((None,), TypeError, "input must be a tensor, got NoneType"),
     "one state": ((X, GOOD), TypeError, r"hx must be None or a tuple \(h_0, c_0\), got Tensor"),

@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.ao.quantization import FixedQParamsObserver, MinMaxObserver
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import torch_lstm_quant as tlq
 from torch_lstm_quant import reference
@@ -169,15 +168,6 @@ def nan_batch() -> Tensor:
 def test_calibrations_that_tell_nothing(model: Model, batches: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         tlq.quantize(model, batches)
-
-
-def test_packed_sequences_are_refused_by_name() -> None:
-    class Packed(Model):
-        def forward(self, x: PackedSequence) -> Tensor:
-            return self.first(x)[0]
-
-    with pytest.raises(TypeError, match="input must be a tensor, got PackedSequence, which is not supported yet"):
-        tlq.quantize(Packed(), [pack_padded_sequence(X, torch.tensor([6, 5, 4]))])
 
 
 def test_an_lstm_that_no_batch_reached() -> None:

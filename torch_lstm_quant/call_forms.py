@@ -5,6 +5,7 @@ Shared by the observed, reference and fused modules.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -80,6 +81,54 @@ class Shape:
         checked = check_state(name, state, needed, input, dtypes)
         return checked.unsqueeze(1) if unbatched else checked
 
+    def unpack_packed(
+        self,
+        input: PackedSequence,
+        hx: object,
+        dtypes: Sequence[torch.dtype] = (torch.float32,),
+        c_dtypes: Sequence[torch.dtype] | None = None,
+        device: torch.device = CPU,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """The rows of all steps ``[sum(input.batch_sizes), input_size]``, and the states in their order.
+
+        Args:
+            input: rows of different lengths, sorted or not.
+            hx: None or ``(h_0, c_0)``, each ``[num_layers * num_directions, B, hidden_size]``, in the order that the rows had
+                before they were sorted.
+            dtypes, c_dtypes, device: as in :meth:`unpack`.
+
+        Raises:
+            TypeError, ValueError: as :meth:`unpack`; parts that do not belong together.
+        """
+        x, _, order, _ = input
+        check_tensor("input.data", x, dtypes, device)
+        if x.dim() != 2 or x.shape[1] != self.input_size:
+            needed = f"[rows of all steps, input_size={self.input_size}]"
+            raise ValueError(f"input.data must be {needed}, got {list(x.shape)}")
+        sizes = batch_sizes_of(input)
+        if sizes is None:  # who traces needs no rows: the operator checks them where it runs
+            batch = None if order is None else order.shape[0]
+        else:
+            batch = sizes[0]
+            if order is not None and order.shape != (batch,):
+                raise ValueError(f"input.sorted_indices must be [{batch}], one for each row, got {list(order.shape)}")
+        if hx is None:
+            return x, None, None
+        states = []
+        for name, state, allowed in zip(("h_0", "c_0"), split_states(hx), (dtypes, c_dtypes or dtypes), strict=True):
+            check_tensor(name, state, allowed, x.device)
+            assert isinstance(state, Tensor)
+            rows = self.num_layers * self.num_directions, batch, self.hidden_size
+            if state.dim() != 3 or any(n is not None and n != size for n, size in zip(rows, state.shape, strict=True)):
+                raise ValueError(f"{name} must be {list(rows)} for a packed input of {batch} rows, got {list(state.shape)}")
+            states.append(_permute(state, order))
+        return x, states[0], states[1]
+
+    def repack_packed(self, input: PackedSequence, output: Tensor, h_n: Tensor, c_n: Tensor) -> tuple[PackedSequence, States]:
+        """What ``nn.LSTM`` would return for ``input``: packed as it is, the states in the order before it was sorted."""
+        packed = PackedSequence(output, input.batch_sizes, input.sorted_indices, input.unsorted_indices)
+        return packed, (_permute(h_n, input.unsorted_indices), _permute(c_n, input.unsorted_indices))
+
     def repack(self, input_dim: int, output: Tensor, h_n: Tensor, c_n: Tensor) -> tuple[Tensor, States]:
         """What ``nn.LSTM`` would return for an input of ``input_dim`` dimensions."""
         if input_dim == 2:
@@ -134,6 +183,64 @@ def check_state(name: str, state: object, needed: Sequence[int], input: Tensor, 
     return state
 
 
+def batch_sizes_of(input: PackedSequence) -> list[int] | None:
+    """How many rows each step has; None to who traces or compiles, for whom they are no numbers yet.
+
+    Raises:
+        TypeError: batch sizes that are no int64 tensor on the CPU.
+        ValueError: batch sizes that are not positive, grow, or do not add up to the rows of ``input.data``.
+    """
+    sizes = input.batch_sizes
+    if sizes.dtype != torch.int64 or sizes.device.type != "cpu" or sizes.dim() != 1:
+        got = f"{sizes.dtype} {list(sizes.shape)} on {sizes.device}"
+        raise TypeError(f"input.batch_sizes must be torch.int64, 1-D and on the CPU, got {got}")
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
+        return None
+    values: list[int] = sizes.tolist()
+    if not values or values[-1] < 1 or values != sorted(values, reverse=True) or sum(values) != len(input.data):
+        raise ValueError(
+            "input.batch_sizes must be positive, never grow from step to step and add up to the "
+            f"{len(input.data)} rows of input.data, got {values}: make packed sequences with pack_padded_sequence"
+        )
+    return values
+
+
+def check_lengths(lengths: object, steps: int, rows: int, device: torch.device) -> Tensor:
+    """The lengths of a padded batch's rows as int64 ``[rows]``.
+
+    Args:
+        lengths: a tensor on the CPU or a sequence, of integers from 1 to ``steps``.
+        steps: of the padded batch.
+        rows: of the batch.
+        device: where the module is.
+
+    Raises:
+        TypeError: values that are no integers, or not on the CPU.
+        ValueError: another number of lengths, or lengths out of range.
+    """
+    if not isinstance(lengths, Tensor):
+        try:
+            lengths = torch.tensor([operator.index(length) for length in lengths], dtype=torch.int64)  # type: ignore[attr-defined]
+        except TypeError as error:
+            raise TypeError(f"lengths must be integers, as a tensor or a sequence, got {lengths!r}") from error
+    if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
+        raise TypeError(f"lengths must be integers, got {lengths.dtype}")
+    if lengths.device.type not in ("cpu", device.type):
+        raise TypeError(f"lengths must be on the CPU, as for pack_padded_sequence, got a tensor on {lengths.device}")
+    if lengths.shape != (rows,):
+        raise ValueError(f"lengths must be [{rows}], one for each row of input, got {list(lengths.shape)}")
+    lengths = lengths.to(torch.int64)
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
+        return lengths  # the operator checks them where it runs
+    if not lengths.is_meta and rows and not 1 <= int(lengths.min()) <= int(lengths.max()) <= steps:
+        raise ValueError(f"lengths must be from 1 to the {steps} steps of input, got {lengths.tolist()}")
+    return lengths
+
+
+def _permute(state: Tensor, order: Tensor | None) -> Tensor:
+    return state if order is None else state.index_select(1, order)
+
+
 def split_states(hx: object) -> tuple[object, object]:
     """``h_0`` and ``c_0``; a TypeError unless there are two."""
     if not isinstance(hx, (tuple, list)) or len(hx) != 2:
@@ -153,10 +260,7 @@ def check_tensor(name: str, value: object, dtypes: Sequence[torch.dtype], device
     ):
         return  # a step of a small LSTM takes less time than the checks below
     if isinstance(value, PackedSequence):
-        raise TypeError(
-            f"{name} must be a tensor, got PackedSequence, which is not supported yet. Forwards, rows can be padded at their "
-            "ends and read at their last steps; a backward direction would begin in the padding: run such rows one by one"
-        )
+        raise TypeError(f"{name} must be a tensor, got PackedSequence")
     if isinstance(value, fx.Proxy):
         raise TypeError(
             f"{name} must be a tensor, got a Proxy: FX traces into the LSTM, which it must not. Name its class to it, with "

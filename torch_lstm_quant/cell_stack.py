@@ -52,6 +52,7 @@ def run_cells(
     c0: Tensor | None,
     hidden_size: int,
     dropout: float = 0.0,
+    batch_sizes: Sequence[int] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """A stack of cells, one step after the other, as ``nn.LSTM`` runs it.
 
@@ -61,6 +62,9 @@ def run_cells(
         h0, c0: ``[num_layers * num_directions, B, hidden_size]``, zeros if None.
         hidden_size: of every cell.
         dropout: probability of an element to be zeroed between layers.
+        batch_sizes: how many rows each step has, never more than the one before. Then ``x`` and the output are
+            ``[sum(batch_sizes), ...]``, as in a ``PackedSequence``, and no cell sees a row before its first or after its last
+            step.
 
     Returns:
         output ``[T, B, num_directions * hidden_size]``, h_n and c_n, shaped as ``h0``. Cells that return quantized tensors
@@ -68,25 +72,42 @@ def run_cells(
     """
     directions = len(layers[0])
     # float32 for quantized x too: zero is on every grid, and a cell's dequantize() leaves floats as they are
-    zeros = torch.zeros(len(layers) * directions, x.shape[1], hidden_size)
+    zeros = torch.zeros(len(layers) * directions, x.shape[1] if batch_sizes is None else batch_sizes[0], hidden_size)
+    join = torch.stack if batch_sizes is None else torch.cat
     h0, c0 = zeros if h0 is None else h0, zeros if c0 is None else c0
     h_n, c_n = [], []
     for layer, cells in enumerate(layers):
         outputs = []
         for direction, cell in enumerate(cells):
             index = layer * directions + direction
-            steps, h, c = x.flip(0) if direction else x, h0[index], c0[index]
-            output = []
-            for step in steps:
-                h, c = cell(step, (h, c))
-                output.append(h)
-            outputs.append(torch.stack(output[::-1] if direction else output))
+            steps = x.unbind() if batch_sizes is None else x.split(list(batch_sizes))
+            output, h, c = _run_cell(cell, steps[::-1] if direction else steps, h0[index], c0[index])
+            outputs.append(join(output[::-1] if direction else output))
             h_n.append(h)
             c_n.append(c)
-        x = _join(torch.cat, outputs, 2)
+        x = _join(torch.cat, outputs, -1)
         if dropout and layer + 1 < len(layers):
             x = nn.functional.dropout(x, dropout)
     return x, _join(torch.stack, h_n, 0), _join(torch.stack, c_n, 0)
+
+
+def _run_cell(cell: nn.Module, steps: Sequence[Tensor], h0: Tensor, c0: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
+    """One cell through steps, each with the first rows of the batch, as many as it has."""
+    rows = len(steps[0])
+    h, c = (h0, c0) if rows == len(h0) else (h0[:rows], c0[:rows])
+    output, ended = [], []
+    for step in steps:
+        before, rows = rows, len(step)
+        if rows < before:
+            ended.append((h[rows:], c[rows:]))
+            h, c = h[:rows], c[:rows]
+        elif rows > before:
+            h, c = torch.cat([h, h0[before:rows]]), torch.cat([c, c0[before:rows]])
+        h, c = cell(step, (h, c))
+        output.append(h)
+    if ended:
+        h, c = (torch.cat(states) for states in zip((h, c), *reversed(ended), strict=True))
+    return output, h, c
 
 
 def _join(function: Callable[..., Tensor], tensors: Sequence[Tensor], dim: int) -> Tensor:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 
 from torch_lstm_quant import _direct
-from torch_lstm_quant.call_forms import States
+from torch_lstm_quant.call_forms import States, check_lengths
 from torch_lstm_quant.cell import Cell
 from torch_lstm_quant.packed_cells import INTEGERS, PackedCells
 
@@ -38,25 +40,44 @@ class LSTM(PackedCells):
         self.batch_first = batch_first
         self.dropout = dropout
 
-    def forward(self, input: Tensor, hx: States | None = None) -> tuple[Tensor, States]:
+    def forward(
+        self, input: Tensor | PackedSequence, hx: States | None = None, lengths: Tensor | Sequence[int] | None = None
+    ) -> tuple[Tensor | PackedSequence, States]:
         """``output, (h_n, c_n)`` as ``nn.LSTM`` returns them, all float32.
 
         Args:
-            input: float32 ``[T, B, input_size]``, ``[B, T, input_size]`` with ``batch_first``, or ``[T, input_size]``.
+            input: float32 ``[T, B, input_size]``, ``[B, T, input_size]`` with ``batch_first``, or ``[T, input_size]``; or a
+                ``PackedSequence`` of such rows, sorted or not: then so is the output.
             hx: None (zeros) or ``(h_0, c_0)``, float32 ``[num_layers * num_directions, B, hidden_size]`` or without ``B``.
+            lengths: of a padded batch, how many steps each row has, from 1 to ``T`` in any order; None for all. What a row has
+                beyond is not read, its output there is zero, and ``h_n`` and ``c_n`` are those of its own last step (of a
+                backward direction, which begins there, its first).
 
         Raises:
-            TypeError, ValueError: a call that ``nn.LSTM`` would refuse too, or tensors that are not float32 on the CPU.
+            TypeError, ValueError: a call that ``nn.LSTM`` would refuse too, tensors that are not float32 on the CPU, lengths
+                that do not fit.
             RuntimeError: in training mode with an input or state that requires a gradient. (In eval mode none is returned.)
         """
-        direct = self._run_direct(input, hx)
+        direct = self._run_direct(input, hx) if lengths is None else None
         if direct is not None:
             return direct
-        x, h0, c0 = self._shape.unpack(input, hx, device=self.packed().device)
-        return self._shape.repack(input.dim(), *self._run(x, h0, c0))
+        shape, device = self._shape, self.packed().device
+        if isinstance(input, PackedSequence):
+            if lengths is not None:
+                raise ValueError(f"a PackedSequence has lengths of its own: lengths must be None, got {lengths!r}")
+            x, h0, c0 = shape.unpack_packed(input, hx, device=device)
+            return shape.repack_packed(input, *self._run(x, h0, c0, batch_sizes=input.batch_sizes))
+        x, h0, c0 = shape.unpack(input, hx, device=device)
+        if lengths is not None:
+            if input.dim() == 2:
+                raise ValueError(f"lengths are those of a batch: input must be 3-D, got 2-D {list(input.shape)}")
+            lengths = check_lengths(lengths, x.shape[0], x.shape[1], device)
+        return shape.repack(input.dim(), *self._run(x, h0, c0, lengths=lengths))
 
-    def forward_integers(self, input: Tensor, hx: States | None = None) -> tuple[Tensor, States]:
-        """As ``forward``, on plain integers: those of the grids that ``cells()`` names.
+    def forward_integers(
+        self, input: Tensor | PackedSequence, hx: States | None = None
+    ) -> tuple[Tensor | PackedSequence, States]:
+        """As ``forward`` without ``lengths``, on plain integers: those of the grids that ``cells()`` names.
 
         Args:
             input: integers on the grid of layer 0's part ``x``, shaped as for ``forward``.
@@ -70,9 +91,12 @@ class LSTM(PackedCells):
         Raises:
             ValueError: ``x``, ``hx`` or ``ogate_cy`` have no grid, or the directions' ``x`` differ.
         """
-        form = self._integer_form()
-        x, h0, c0 = self._shape.unpack(input, hx, INTEGERS, form.c_dtypes, self.packed().device)
-        return self._shape.repack(input.dim(), *self._run(x, h0, c0, form.h_dtype, form.c_dtype))
+        form, shape, device = self._integer_form(), self._shape, self.packed().device
+        if isinstance(input, PackedSequence):
+            x, h0, c0 = shape.unpack_packed(input, hx, INTEGERS, form.c_dtypes, device)
+            return shape.repack_packed(input, *self._run(x, h0, c0, form.h_dtype, form.c_dtype, input.batch_sizes))
+        x, h0, c0 = shape.unpack(input, hx, INTEGERS, form.c_dtypes, device)
+        return shape.repack(input.dim(), *self._run(x, h0, c0, form.h_dtype, form.c_dtype))
 
     def flatten_parameters(self) -> None:
         """Does nothing: there for models that call it, as they may on ``nn.LSTM``."""
@@ -83,7 +107,7 @@ class LSTM(PackedCells):
         words += [f"{name}={getattr(self, name)}" for name, default in defaults.items() if getattr(self, name) != default]
         return ", ".join([*words, *self._describe_grids()])
 
-    def _run_direct(self, input: Tensor, hx: object) -> tuple[Tensor, States] | None:
+    def _run_direct(self, input: Any, hx: object) -> tuple[Tensor, States] | None:
         plain = self._plain_call(input, hx)
         if plain is None or input.dim() != 3:
             return None

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.ao.quantization import PlaceholderObserver, QConfig, default_weight_observer
 from torch.fx import GraphModule
+from torch.nn.utils.rnn import PackedSequence
 
 from torch_lstm_quant.call_forms import Shape, States
 from torch_lstm_quant.cell_graph import GATE_NAMES, OBSERVER, convert_cell, observe_cell, part_of
@@ -69,13 +70,12 @@ class ObservedLSTM(torch.ao.nn.quantizable.LSTM):
         observed.register_buffer("calls", torch.zeros((), dtype=torch.int64))
         return observed.train(other.training)
 
-    def forward(self, input: Tensor, hx: States | None = None) -> tuple[Tensor, States]:
-        shape = Shape.of(self)
-        x, h0, c0 = shape.unpack(input, hx)
+    def forward(self, input: Tensor | PackedSequence, hx: States | None = None) -> tuple[Tensor | PackedSequence, States]:
+        x, h0, c0 = _unpack(self, input, hx)
         _check_finite(self.where, x, h0, c0)
         self.calls += 1
         dropout = self.dropout if self.training else 0.0
-        return shape.repack(input.dim(), *run_cells(cells_of(self), x, h0, c0, self.hidden_size, dropout))
+        return _run(self, input, x, h0, c0, dropout)
 
     def flatten_parameters(self) -> None:
         """Does nothing: there for models that call it, as they may on ``nn.LSTM``."""
@@ -100,12 +100,11 @@ class ReferenceLSTM(torch.ao.nn.quantized.LSTM):
         reference: ReferenceLSTM = assemble(cls, other, cell)
         return reference.eval()
 
-    def forward(self, input: Tensor, hx: States | None = None) -> tuple[Tensor, States]:
-        shape = Shape.of(self)
-        x, h0, c0 = shape.unpack(input, hx)
+    def forward(self, input: Tensor | PackedSequence, hx: States | None = None) -> tuple[Tensor | PackedSequence, States]:
+        x, h0, c0 = _unpack(self, input, hx)
         # torch warns that quantized tensors will go: its reference Linear makes one of the weight
         with without_warning("torch.quantize_per_tensor, torch.quantize_per_channel"):
-            return shape.repack(input.dim(), *run_cells(cells_of(self), x, h0, c0, self.hidden_size))
+            return _run(self, input, x, h0, c0)
 
     def flatten_parameters(self) -> None:
         """Does nothing: there for models that call it, as they may on ``nn.LSTM``."""
@@ -228,6 +227,28 @@ def _checked_qconfig(other: FloatLSTM, qconfig: LSTMQConfig | None, where: str) 
     _check_nothing_beside_cells(other, where)
     _check_overrides(config, other, where)
     return config
+
+
+def _unpack(lstm: nn.Module, input: Tensor | PackedSequence, hx: States | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Input and states in one form, as ``Shape`` makes them."""
+    shape = Shape.of(lstm)
+    return shape.unpack_packed(input, hx) if isinstance(input, PackedSequence) else shape.unpack(input, hx)
+
+
+def _run(
+    lstm: torch.ao.nn.quantizable.LSTM,
+    input: Tensor | PackedSequence,
+    x: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    dropout: float = 0.0,
+) -> tuple[Tensor | PackedSequence, States]:
+    """What the cells make of what ``_unpack`` made of ``input``, in the form of ``nn.LSTM``."""
+    shape, cells = Shape.of(lstm), cells_of(lstm)
+    if isinstance(input, PackedSequence):
+        batch_sizes = input.batch_sizes.tolist()
+        return shape.repack_packed(input, *run_cells(cells, x, h0, c0, lstm.hidden_size, dropout, batch_sizes))
+    return shape.repack(input.dim(), *run_cells(cells, x, h0, c0, lstm.hidden_size, dropout))
 
 
 def _qconfig_of(lstm: FloatLSTM) -> LSTMQConfig | None:

@@ -58,13 +58,18 @@ def _fake_lstm(
     num_directions: int,
     h_dtype: torch.dtype | None = None,
     c_dtype: torch.dtype | None = None,
+    batch_sizes: Tensor | None = None,
+    lengths: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     devices = {str(tensor.device) for tensor in (x, hx, cx, packed) if tensor is not None}
     if len(devices) > 1:
         raise RuntimeError(f"torch_lstm_quant: x, hx, cx and packed must be on one device, got {', '.join(sorted(devices))}")
-    steps, rows = x.shape[:2]
+    rows: int | torch.SymInt = x.shape[-2]
+    if batch_sizes is not None:  # its first item says how many rows there are, unless states do
+        state = cx if hx is None else hx
+        rows = torch.library.get_ctx().new_dynamic_size() if state is None else state.shape[1]
     states = (num_layers * num_directions, rows, hidden_size)
-    output = x.new_empty((steps, rows, num_directions * hidden_size), dtype=h_dtype or torch.float32)
+    output = x.new_empty((*x.shape[:-1], num_directions * hidden_size), dtype=h_dtype or torch.float32)
     return output, output.new_empty(states), x.new_empty(states, dtype=c_dtype or torch.float32)
 
 
@@ -123,6 +128,8 @@ def lstm(
     shape: Shape,
     h_dtype: torch.dtype | None = None,
     c_dtype: torch.dtype | None = None,
+    batch_sizes: Tensor | None = None,
+    lengths: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Run packed cells over a sequence: :func:`torch_lstm_quant.reference.lstm`, bit for bit.
 
@@ -135,6 +142,9 @@ def lstm(
         shape: the sizes that were packed.
         h_dtype, c_dtype: None for float32, or the integer dtype in which output and ``h_n``, or ``c_n``, are given: on each
             cell's grids of ``ogate_cy`` and ``fgate_cx_igate_cgate``.
+        batch_sizes: int64 ``[T]``: how many rows each step has, as in a ``PackedSequence``. Then ``x`` is
+            ``[sum(batch_sizes), input_size]``, and so is the output; states are in the order of its rows.
+        lengths: int64 ``[B]``, from 1 to ``T``: how many steps each row has. The output is zero where a row has ended.
 
     Returns:
         ``output`` ``[T, B, num_directions * hidden_size]``, ``h_n`` and ``c_n``, shaped as ``hx``.
@@ -143,7 +153,7 @@ def lstm(
         RuntimeError: arguments that do not fit ``packed``. (``Shape.unpack`` checks a call before it gets here.)
     """
     outputs: tuple[Tensor, Tensor, Tensor] = torch.ops.torch_lstm_quant.lstm.default(
-        x, hx, cx, packed, shape.hidden_size, shape.num_layers, shape.num_directions, h_dtype, c_dtype
+        x, hx, cx, packed, shape.hidden_size, shape.num_layers, shape.num_directions, h_dtype, c_dtype, batch_sizes, lengths
     )
     return outputs
 

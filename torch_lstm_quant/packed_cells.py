@@ -89,12 +89,14 @@ class PackedCells(nn.Module):
         c0: Tensor | None,
         h_dtype: torch.dtype | None = None,
         c_dtype: torch.dtype | None = None,
+        batch_sizes: Tensor | None = None,
+        lengths: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The kernel, which gives no gradient."""
         if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, h0, c0)):
             self._check_inference()
             x, h0, c0 = x.detach(), *(None if state is None else state.detach() for state in (h0, c0))
-        return ops.lstm(x, h0, c0, self.packed(), self._shape, h_dtype, c_dtype)
+        return ops.lstm(x, h0, c0, self.packed(), self._shape, h_dtype, c_dtype, batch_sizes, lengths)
 
     def _integer_form(self) -> IntegerForm:
         """What ``forward_integers`` takes and gives.
