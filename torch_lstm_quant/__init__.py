@@ -2,6 +2,7 @@
 
 from torch_lstm_quant.custom_config import backend_config, convert_custom_config, prepare_custom_config, qconfig_mapping
 from torch_lstm_quant.firmware import export_qparams
+from torch_lstm_quant.from_float import from_float
 from torch_lstm_quant.lowering import lower
 from torch_lstm_quant.modules import LSTM, LSTMCell
 from torch_lstm_quant.qconfig import LSTMQConfig
@@ -23,6 +24,7 @@ __all__ = [
     "convert",
     "convert_custom_config",
     "export_qparams",
+    "from_float",
     "lower",
     "prepare",
     "prepare_custom_config",

@@ -29,7 +29,10 @@ SHARED = {"hx": "ogate_cy", "cx": "fgate_cx_igate_cgate"}
 """The states that are read, and the parts that write them: where ``"shared"`` is asked for, both have one observer."""
 
 SPLIT_PARTS = ("igates", "hgates", "gates")
-"""Parts that a cell with split gates has once for each of :data:`GATE_NAMES`: ``gates_forget`` is the forget gate's sum."""
+"""Parts that a cell with split gates has once for each of :data:`GATE_NAMES`: ``gates_forget`` is the forget gate's sum.
+
+So it has the weights, of which ``weight_ih_forget`` are the forget gate's rows.
+"""
 
 GATE_NAMES = ("input", "forget", "cell", "output")
 
@@ -83,7 +86,7 @@ def observe_cell(
         cell: with float32 parameters; it is taken apart, and the result holds its parameters.
         constructors: of observers or fake quantizes, by part, the weights too. A part that is left out, None, or whose
             observer has dtype float32 stays float32. ``hx`` and ``cx`` may be ``"shared"``: see :data:`SHARED`. Where gates
-            are split, one gate of a part can have its own: ``gates_forget``.
+            are split, one gate of a part or weight can have its own: ``gates_forget``, ``weight_ih_forget``.
         where: module path, layer and direction, for messages.
         backend_config: None allows everything; else the dtypes that it lists for the part's op.
         quantized_boundary: ``x`` and the states come as quantized tensors, on grids that are found elsewhere.
@@ -125,8 +128,8 @@ def observe_cell(
     if tanh_cy_input is not None:
         observed.add_submodule(OBSERVER + "tanh_cy_input", tanh_cy_input)
         _insert_tanh_observer(graph)
-    for name, (part, linear) in _linears(observed).items():
-        weight = make(part)
+    for name, (slot, linear) in _linears(observed).items():
+        weight = make(slot)
         if weight is not None:
             observed.set_submodule(name, ObservedLinear(linear, weight))
     graph.lint()
@@ -166,10 +169,10 @@ def convert_cell(
             place = f"{where}, part {slot}"
             _check_backend(backend_config, part_of(slot), module, place)
             _quantize(cell, node, slot, read_grid(module, place))
-    for name, (part, linear) in _linears(cell).items():
+    for name, (slot, linear) in _linears(cell).items():
         if isinstance(linear, ObservedLinear):
-            _check_backend(backend_config, part, linear.weight_post_process, f"{where}, part {part}")
-            cell.set_submodule(name, _reference_linear(linear, f"{where}, part {part}"))
+            _check_backend(backend_config, part_of(slot), linear.weight_post_process, f"{where}, part {slot}")
+            cell.set_submodule(name, _reference_linear(linear, f"{where}, part {slot}"))
     _dequantize_after_chunk(cell.graph)
     if quantized_boundary:
         _open_boundary(cell.graph)
@@ -183,7 +186,7 @@ def convert_cell(
 def part_of(slot: str) -> str:
     """The part of a slot: ``igates_input`` is a slot of part ``igates``; without split gates the two are the same."""
     part, _, gate = slot.rpartition("_")
-    return part if part in SPLIT_PARTS and gate in GATE_NAMES else slot
+    return part if part in (*SPLIT_PARTS, *WEIGHTS) and gate in GATE_NAMES else slot
 
 
 def _nodes_of_slots(graph: Graph, split_gates: bool) -> dict[str, Node]:
@@ -217,13 +220,15 @@ def _insert_tanh_observer(graph: Graph) -> None:
 
 
 def _linears(cell: GraphModule) -> dict[str, tuple[str, nn.Linear]]:
-    """The projections by name, each with the part that its weight is."""
-    modules = cell.named_modules()
-    return {
-        name: ("weight_ih" if name.startswith("igates") else "weight_hh", module)
-        for name, module in modules
-        if isinstance(module, nn.Linear)
-    }
+    """The projections by name, each with the slot that its weight is."""
+    return {name: (_slot_of(name), module) for name, module in cell.named_modules() if isinstance(module, nn.Linear)}
+
+
+def _slot_of(linear: str) -> str:
+    """The slot of a linear's weight: ``weight_ih`` of ``igates``, ``weight_ih_forget`` of ``igates.forget``."""
+    side, _, gate = linear.partition(".")
+    weight = "weight_ih" if side == "igates" else "weight_hh"
+    return f"{weight}_{gate}" if gate else weight
 
 
 def _check_backend(backend_config: BackendConfig | None, part: str, module: nn.Module | None, place: str) -> None:

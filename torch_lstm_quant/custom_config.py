@@ -149,13 +149,18 @@ class Converter:
     """
 
     def __init__(self, backend: str) -> None:
-        if backend not in BACKENDS:
-            raise ValueError(f"backend must be one of {', '.join(map(repr, BACKENDS))}, got {backend!r}")
+        check_backend(backend)
         self.backend = backend
 
     def from_observed(self, observed: Observed) -> nn.Module:
         reference = to_reference(observed)
         return lower_module(reference, observed.where) if self.backend == "fused" else reference
+
+
+def check_backend(backend: str) -> None:
+    """Raise a ValueError unless ``backend`` is one of :data:`BACKENDS`."""
+    if backend not in BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(map(repr, BACKENDS))}, got {backend!r}")
 
 
 def _check_classes(lstm_classes: Sequence[type[FloatLSTM]]) -> None:

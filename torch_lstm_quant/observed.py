@@ -251,6 +251,25 @@ def _run(
     return shape.repack(input.dim(), *run_cells(cells, x, h0, c0, lstm.hidden_size, dropout))
 
 
+def check_float_lstm(module: FloatLSTM, where: str = "") -> str:
+    """Refuse a float module that cannot be taken apart into cells.
+
+    Args:
+        module: what should be an LSTM or LSTM cell.
+        where: its module path, if it has one.
+
+    Returns:
+        What messages call it.
+
+    Raises:
+        TypeError, ValueError: as :meth:`ObservedLSTM.from_float`.
+    """
+    where = _name(nn.LSTMCell if isinstance(module, nn.LSTMCell) else nn.LSTM, module, where)
+    _check_parameters(module, where)
+    _check_nothing_beside_cells(module, where)
+    return where
+
+
 def _qconfig_of(lstm: FloatLSTM) -> LSTMQConfig | None:
     """The configuration that torch.ao's flow attached to a float LSTM, if it is one of ours."""
     qconfig = getattr(lstm, "qconfig", None)

@@ -1,4 +1,4 @@
-"""Observers that torch.ao lacks: a min-max range that is cut or widened, and the one that stands around a whole LSTM."""
+"""Observers that torch.ao lacks: a range that is cut or widened, a grid that is given, and what stands around a whole LSTM."""
 
 from __future__ import annotations
 
@@ -45,6 +45,30 @@ def cut_projections(igates: torch.nn.Module | None, hgates: torch.nn.Module | No
         largest = [max(-float(observer.min_val), float(observer.max_val)) for observer in cuttable]
         for observer, other in zip(cuttable, reversed(largest), strict=True):
             observer.cut = FLAT + other
+
+
+class GivenGridObserver(ObserverBase):
+    """A grid that is known beforehand, of an activation or of a weight, per tensor or per row.
+
+    Args:
+        scale: float32, ``[]`` or ``[rows]``.
+        zero_point: an integer tensor of the same shape.
+        quant_min, quant_max, dtype: as in any observer.
+    """
+
+    ch_axis = 0
+
+    def __init__(self, scale: Tensor, zero_point: Tensor, quant_min: int, quant_max: int, dtype: torch.dtype) -> None:
+        super().__init__(dtype=dtype)
+        self.qscheme = torch.per_channel_affine if scale.dim() else torch.per_tensor_affine
+        self.scale, self.zero_point = scale, zero_point
+        self.quant_min, self.quant_max = quant_min, quant_max
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+    def calculate_qparams(self, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        return self.scale, self.zero_point
 
 
 _STATIC = torch.float8_e5m2

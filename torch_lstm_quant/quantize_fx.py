@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from torch_lstm_quant.custom_config import Converter
+from torch_lstm_quant.custom_config import Converter, check_backend
 from torch_lstm_quant.lowering import what_was_found
 from torch_lstm_quant.observed import FLOAT_LSTMS, FloatLSTM, ObservedLSTM, ObservedLSTMCell, observe
 from torch_lstm_quant.qconfig import LSTMQConfig
@@ -47,7 +47,7 @@ def quantize(
         TypeError: a model, configuration or calibration of the wrong type.
         ImportError: ``progress=True`` without tqdm.
     """
-    Converter(backend)  # an unknown backend is an error now, not after the calibration
+    check_backend(backend)  # an error now, not after the calibration
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
     _check_batches(calibration_batches)

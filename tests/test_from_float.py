@@ -1,0 +1,371 @@
+"""from_float(): the bits of calibrating and converting to the same grids, ways to write them down, and what is refused."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from observed_lstms import flat
+from random_cells import PRESETS, Dice, random_input, random_qparams
+from torch import Tensor, nn
+from torch.ao.quantization import FixedQParamsObserver, MinMaxObserver, PerChannelMinMaxObserver
+
+import torch_lstm_quant as tlq
+from torch_lstm_quant import LSTMQConfig
+from torch_lstm_quant.observed import ReferenceLSTM
+from torch_lstm_quant.qparams import GATES, PER_GATE_PARTS, SECOND_GRIDS, WEIGHTS, CellQParams, QParams, WeightQParams
+
+X = torch.randn(9, 3, 5, generator=torch.Generator().manual_seed(0))
+BYTE = {"scale": 0.02, "zero_point": 128, "dtype": torch.uint8}
+PLAIN = {"x": BYTE, "ogate_cy": BYTE, "weight_ih": "per_channel", "weight_hh": "per_tensor"}
+
+any_seed = st.integers(0, 2**32 - 1)
+
+
+def taken_out(fused: tlq.LSTM) -> dict[str, CellQParams]:
+    """The grids of a fused LSTM, by cell."""
+    directions = ("", "_reverse") if fused.bidirectional else ("",)
+    return {
+        f"l{layer}{direction}": cell.qparams
+        for layer, cells in enumerate(fused.cells())
+        for direction, cell in zip(directions, cells, strict=True)
+    }
+
+
+def written_down(qparams: CellQParams, dice: Dice) -> dict[str, Any]:
+    """As a user would write it, with Python's numbers, torch's or numpy's; grids that are the default left out."""
+
+    def fields(grid: QParams | WeightQParams) -> dict[str, Any]:
+        scale, zero_point = grid.scale, grid.zero_point
+        if isinstance(scale, Tensor):
+            assert isinstance(zero_point, Tensor)
+            form: Any = dice.one_of([Tensor.tolist, Tensor.numpy, Tensor.clone])
+            scale, zero_point = form(scale), form(zero_point)
+        elif dice.chance(0.3):
+            scale, zero_point = np.float32(scale), np.int64(zero_point)
+        elif dice.chance(0.3):
+            scale, zero_point = torch.tensor(scale), torch.tensor([zero_point])
+        return {"scale": scale, "zero_point": zero_point, "quant_min": grid.quant_min, "quant_max": grid.quant_max}
+
+    names = [name for name, _ in qparams.rows() if not name.startswith(SECOND_GRIDS)]
+    grids: dict[str, Any] = dict(qparams.rows()) | {name: getattr(qparams, name) for name in WEIGHTS}
+    written = {name: None if grids[name] is None else fields(grids[name]) for name in (*names, *WEIGHTS)}
+    for part in PER_GATE_PARTS:
+        if len(set(getattr(qparams, part))) == 1:
+            written[part] = written[f"{part}.{GATES[0]}"]
+            for gate in GATES:
+                del written[f"{part}.{gate}"]
+    for part, source in (("hx", "ogate_cy"), ("cx", "fgate_cx_igate_cgate")):
+        if grids[part] == grids[source]:
+            del written[part]
+    return {name: grid for name, grid in written.items() if grid is not None or name in ("hx", "cx", *WEIGHTS)}
+
+
+def random_lstm(dice: Dice) -> nn.LSTM:
+    return nn.LSTM(
+        dice.integer(1, 20),
+        dice.integer(1, 20),
+        num_layers=dice.integer(1, 2),
+        bidirectional=dice.chance(0.5),
+        bias=dice.chance(0.7),
+        batch_first=dice.chance(0.5),
+    ).eval()
+
+
+def random_config(dice: Dice, lstm: nn.LSTM) -> LSTMQConfig:
+    """Random grids for each cell and weight, as constructors."""
+    config = LSTMQConfig()
+    for layer in range(lstm.num_layers):
+        for direction in ("forward", "backward") if lstm.bidirectional else ("forward",):
+            override: Any = partial(config.override, layer, direction)
+            qparams = random_qparams(dice, lstm.hidden_size)
+            single = {name: grid for name, grid in qparams.rows() if "." not in name}
+            config = override(
+                **{name: fixed(grid) for name, grid in single.items()},
+                **{part: fixed(getattr(qparams, part)[0]) for part in PER_GATE_PARTS},
+                **{weight: random_weight_constructor(dice) for weight in WEIGHTS},
+            )
+            for part in PER_GATE_PARTS:
+                for gate, grid in zip(GATES, getattr(qparams, part), strict=True):
+                    if grid != getattr(qparams, part)[0]:
+                        name: Any = gate.removesuffix("_gate")
+                        config = config.override(layer, direction, name, **{part: fixed(grid)})  # type: ignore[arg-type]
+    return config
+
+
+def fixed(grid: QParams | None) -> Any:
+    if grid is None:
+        return None
+    if grid.unbounded:
+        return FixedQParamsObserver.with_args(scale=grid.scale, zero_point=grid.zero_point, dtype=torch.qint32)
+    limits = {"quant_min": grid.quant_min, "quant_max": grid.quant_max, "dtype": grid.dtype}
+    return FixedQParamsObserver.with_args(scale=grid.scale, zero_point=grid.zero_point, **limits)
+
+
+def random_weight_constructor(dice: Dice) -> object:
+    symmetric = {"qscheme": torch.per_tensor_symmetric, "dtype": torch.qint8}
+    return dice.one_of(
+        [
+            None,
+            MinMaxObserver.with_args(**symmetric),
+            MinMaxObserver.with_args(qscheme=torch.per_tensor_affine, dtype=torch.qint8),
+            PerChannelMinMaxObserver.with_args(dtype=torch.qint8, quant_min=-127, quant_max=127),
+            PerChannelMinMaxObserver.with_args(dtype=torch.qint8, qscheme=torch.per_channel_affine),
+        ]
+    )
+
+
+def assert_same(got: nn.Module, expected: nn.Module, dice: Dice) -> None:
+    """Outputs and states for batched and unbatched input, with and without states."""
+    assert isinstance(got, tlq.LSTM)
+    assert isinstance(expected, tlq.LSTM)
+    assert (got.batch_first, got.dropout, got.bias) == (expected.batch_first, expected.dropout, expected.bias)
+    states = (got.num_layers * (2 if got.bidirectional else 1), got.hidden_size)
+    for rows in ((), (dice.integer(1, 4),)):
+        steps = (*rows, 7) if got.batch_first else (7, *rows)
+        x = random_input(dice, *steps, got.input_size)
+        hx = dice.normal(states[0], *rows, states[1]), dice.normal(states[0], *rows, states[1])
+        for call in ((x,), (x, hx)):
+            for mine, its in zip(flat(got(*call)), flat(expected(*call)), strict=True):
+                assert torch.equal(mine.nan_to_num(7.0), its.nan_to_num(7.0))
+
+
+@pytest.mark.filterwarnings("ignore::torch_lstm_quant.LossWarning")
+@settings(max_examples=15, deadline=None)
+@given(any_seed)
+def test_the_bits_of_observing_calibrating_converting_and_lowering(seed: int) -> None:
+    dice = Dice(seed)
+    torch.manual_seed(seed)
+    lstm = random_lstm(dice)
+    preset = dice.one_of([*PRESETS, None, None, None])
+    config = getattr(LSTMQConfig, str(preset))() if preset else random_config(dice, lstm)
+    converted: Any = tlq.quantize(lstm, [dice.normal(4, 3, lstm.input_size)], config)
+    qparams = taken_out(converted)
+    assert_same(tlq.from_float(lstm, qparams), converted, dice)
+    written = {name: written_down(one, dice) for name, one in qparams.items()}
+    reference = tlq.from_float(lstm, written, "reference")
+    assert isinstance(reference, ReferenceLSTM)
+    assert_same(tlq.from_float(lstm, written), converted, dice)
+    assert_same(tlq.lower(reference), converted, dice)
+
+
+def test_the_reference_gives_what_the_fused_does_to_a_step() -> None:
+    lstm = nn.LSTM(5, 8)
+    byte = {"scale": 1 / 127, "zero_point": 128, "dtype": "uint8"}
+    qparams = {"": {**PLAIN, "ogate_cy": byte}}
+    output, _ = tlq.from_float(lstm, qparams, "reference")(X)
+    expected, _ = tlq.from_float(lstm, qparams)(X)
+    assert (output - expected).abs().max() <= 1.001 / 127
+    assert (expected - lstm(X)[0]).abs().max() < 0.05
+
+
+def test_the_float_lstm_is_left_as_it_is_and_shares_nothing() -> None:
+    lstm = nn.LSTM(5, 8, num_layers=2, dropout=0.25).train()
+    before = copy.deepcopy(lstm.state_dict())
+    qparams = {"": {**PLAIN, "weight_ih": None, "weight_hh": None}}
+    fused, reference = tlq.from_float(lstm, qparams), tlq.from_float(lstm, qparams, "reference")
+    assert lstm.training
+    assert not fused.training
+    assert not reference.training
+    assert (fused.dropout, reference.dropout) == (0.25, 0.25)
+    assert all(torch.equal(value, before[name]) for name, value in lstm.state_dict().items())
+    outputs = [module(X)[0] for module in (fused, reference)]
+    lstm.weight_hh_l0.data.zero_()
+    assert all(torch.equal(module(X)[0], output) for module, output in zip((fused, reference), outputs, strict=True))
+
+
+def test_cells_are_named_as_parameters_are_and_the_rest_is_for_the_others() -> None:
+    narrow, wide = {**PLAIN, "x": {**BYTE, "scale": 0.01}}, {**PLAIN, "x": {**BYTE, "scale": 0.5}}
+    fused: Any = tlq.from_float(nn.LSTM(5, 8, num_layers=2, bidirectional=True), {"": PLAIN, "l0_reverse": narrow, "l1": wide})
+    scales = [[round(cell.qparams.x.scale, 6) for cell in cells] for cells in fused.cells()]
+    assert scales == [[0.02, 0.01], [0.5, 0.02]]
+
+
+def test_states_have_the_grids_that_write_them_unless_they_are_given_others() -> None:
+    state = {"scale": 2**-11, "zero_point": 0, "dtype": torch.int16}
+    cell = {**PLAIN, "fgate_cx_igate_cgate": state}
+
+    def grids(**parts: Any) -> CellQParams:
+        fused: Any = tlq.from_float(nn.LSTM(5, 8), {"l0": {**cell, **parts}})
+        qparams: CellQParams = fused.cells()[0][0].qparams
+        return qparams
+
+    for qparams in (grids(), grids(hx="shared", cx="shared")):
+        assert (qparams.hx, qparams.cx) == (qparams.ogate_cy, qparams.fgate_cx_igate_cgate)
+        assert None not in (qparams.hx, qparams.cx)
+    assert (grids(hx=None).hx, grids(cx=None).cx) == (None, None)
+    other = {**BYTE, "scale": 0.25}
+    assert grids(hx=other).hx == QParams(0.25, 128, 0, 255)
+
+
+def test_one_gate_of_a_part_wins_over_the_part() -> None:
+    four, own = {"scale": 0.01, "zero_point": 0, "dtype": "int16"}, {"scale": 0.5, "zero_point": 3, "dtype": "int8"}
+    cell = {**PLAIN, "gates": four, "gates.forget_gate": own, "gates.cell_gate": None, "igates.input_gate": own}
+    fused: Any = tlq.from_float(nn.LSTM(5, 7), {"": cell})
+    qparams = fused.cells()[0][0].qparams
+    wide, narrow = QParams(0.01, 0, -32768, 32767), QParams(0.5, 3, -128, 127)
+    assert qparams.gates == (wide, narrow, None, wide)
+    assert qparams.igates == (narrow, None, None, None)
+
+
+@pytest.mark.parametrize("split", [{}, {"gates.input_gate": {**BYTE, "scale": 0.1}}])
+def test_computed_weights_have_one_grid_a_row_or_one_for_all(split: Mapping[str, Any]) -> None:
+    lstm = nn.LSTM(5, 7)
+    fused: Any = tlq.from_float(lstm, {"": {**PLAIN, **split}})
+    cell = fused.cells()[0][0]
+    largest = lstm.weight_ih_l0.detach().abs().amax(1)
+    assert torch.allclose(cell.qparams.weight_ih.scale, largest / 127, rtol=1e-6)
+    assert torch.equal(cell.weight_ih.abs().amax(1), torch.full((28,), 127))
+    largest = lstm.weight_hh_l0.detach().abs().max()
+    assert torch.allclose(cell.qparams.weight_hh.scale, largest / 127, rtol=1e-6)
+    assert len(cell.qparams.weight_hh.scale.unique()) == 1
+
+
+def test_weights_beyond_a_given_grid_are_cut() -> None:
+    lstm = nn.LSTM(5, 8)
+    grid = {"scale": 0.001, "zero_point": 0, "quant_min": -8, "quant_max": 7}
+    fused: Any = tlq.from_float(lstm, {"": {**PLAIN, "weight_ih": grid}})
+    expected = torch.round(lstm.weight_ih_l0.detach() / 0.001).clamp(-8, 7).to(torch.int8)
+    assert torch.equal(fused.cells()[0][0].weight_ih, expected)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "limits"),
+    [("uint8", (0, 255)), (torch.qint8, (-128, 127)), (torch.int16, (-32768, 32767)), ("uint16", (0, 65535))],
+)
+def test_a_dtype_gives_the_limits(dtype: Any, limits: tuple[int, int]) -> None:
+    fused: Any = tlq.from_float(nn.LSTM(5, 8), {"": {**PLAIN, "x": {"scale": 0.1, "zero_point": 7, "dtype": dtype}}})
+    assert fused.cells()[0][0].qparams.x == QParams(0.1, 7, *limits)
+
+
+def test_qint32_without_limits_has_none() -> None:
+    unlimited = {"scale": 2**-11, "zero_point": 0, "dtype": torch.qint32}
+    fused: Any = tlq.from_float(nn.LSTM(5, 8), {"": {**PLAIN, "fgate_cx": unlimited}})
+    assert fused.cells()[0][0].qparams.fgate_cx.unbounded
+
+
+CELL = r"^LSTM\(5, 8\), layer 0, forward direction"
+GIVEN = QParams(0.02, 128, 0, 255)
+ROWS = [0.01] * 32
+WEIGHT = {"scale": ROWS, "zero_point": 0, "dtype": "int8"}
+
+
+def with_entry(rows: list[float], value: float) -> list[float]:
+    return [*rows[:-1], value]
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"xx": BYTE}, ": needs parts of x, hx, .* such as gates.input_gate, got 'xx'"),
+        ({"x.forget_gate": BYTE}, ": needs parts of .*, got 'x.forget_gate'"),
+        ({3: BYTE}, ": needs parts of .*, got 3"),
+        ({"x": 3}, r", part x: needs a dict of scale, .*, a QParams, or None for float32, got 3"),
+        ({"x": "shared"}, ", part x: needs a dict of .*, got 'shared'"),
+        ({"x": {}}, ", part x: needs a scale, got nothing"),
+        ({"x": {"scale": 0.1, "dtype": "uint8"}}, ", part x: needs a zero_point, got scale, dtype"),
+        ({"x": {**BYTE, "zeropoint": 1}}, ", part x: needs a dict of scale, .*, got 'zeropoint'"),
+        ({"x": {"scale": 0.1, "zero_point": 0}}, ", part x: needs quant_min and quant_max, or a dtype, got scale, zero_point"),
+        ({"x": {"scale": 0.1, "zero_point": 0, "quant_min": 0}}, ", part x: needs quant_min and quant_max, or a dtype, got"),
+        ({"x": {**BYTE, "dtype": "float16"}}, ", part x: dtype must be one of uint8, .*, got 'float16'"),
+        ({"x": {**BYTE, "dtype": torch.int32}}, ", part x: a grid has at most 16 bits .*, got quant_min=-2147483648"),
+        (
+            {"x": {**BYTE, "quant_min": -128, "quant_max": 127}},
+            r", part x: quant_min and quant_max must lie within uint8's \[0, 255\], got -128 and 127",
+        ),
+        ({"x": {**BYTE, "quant_min": 9, "quant_max": 9}}, ", part x: quant_min must be less than quant_max, got 9 and 9"),
+        ({"x": {**BYTE, "scale": math.nan}}, ", part x: scale must be positive, finite, .*, got nan"),
+        ({"x": {**BYTE, "scale": 0.0}}, ", part x: scale must be positive, .*, got 0.0"),
+        ({"x": {**BYTE, "scale": -0.5}}, ", part x: scale must be positive, .*, got -0.5"),
+        ({"x": {**BYTE, "scale": math.inf}}, ", part x: scale must be positive, .*, got inf"),
+        ({"x": {**BYTE, "scale": 1e-40}}, ", part x: scale must be positive, .*, got 1e-40"),
+        ({"x": {**BYTE, "scale": [0.1, 0.2]}}, r", part x: scale must be one float, got \[0.1, 0.2\]"),
+        ({"x": {**BYTE, "scale": "0.1"}}, ", part x: scale must be one float, got '0.1'"),
+        ({"x": {**BYTE, "zero_point": 256}}, r", part x: zero_point must lie in .* \[0, 255\], got 256"),
+        ({"x": {**BYTE, "zero_point": 2**70}}, r", part x: zero_point must lie in .*, got 1180591620717411303424"),
+        ({"x": {**BYTE, "zero_point": 1.5}}, ", part x: zero_point must be one int, got 1.5"),
+        ({"x": {**BYTE, "zero_point": True}}, ", part x: zero_point must be one int, got True"),
+        ({"x": replace(GIVEN, inv_scale=50.000004)}, r", part x: inv_scale must be 1 / scale .*, got 50.00000"),
+        ({"x": {**BYTE, "dtype": "qint32"}}, ": part x is read by a projection or a function"),
+        ({"ogate_cy": None, "hx": "same"}, ", part hx: needs a dict of .*, got 'same'"),
+        ({"gates.forget_gate": {**BYTE, "scale": 0}}, ", part gates.forget_gate: scale must be positive"),
+        ({"weight_ih": "per_row"}, ", part weight_ih: needs a dict of .*, 'per_channel' or 'per_tensor' .*, got 'per_row'"),
+        ({"weight_ih": GIVEN}, ", part weight_ih: needs a dict of .*, a WeightQParams, .*, got QParams"),
+        ({"weight_ih": {**WEIGHT, "scale": [0.1] * 8}}, ", part weight_ih: needs one scale, or 32, one a row, got 8"),
+        ({"weight_ih": {**WEIGHT, "scale": torch.ones(4, 8)}}, ", part weight_ih: needs one scale, or 32, .*, got 4"),
+        ({"weight_ih": {**WEIGHT, "zero_point": [0] * 31}}, ", part weight_ih: needs one zero_point, or 32, .*, got 31"),
+        (
+            {"weight_ih": {**WEIGHT, "scale": with_entry(ROWS, math.nan)}},
+            ", part weight_ih: weight scale .*, got nan in row 31",
+        ),
+        ({"weight_ih": {**WEIGHT, "scale": with_entry(ROWS, 0.0)}}, ", part weight_ih: weight scale .*, got 0.0 in row 31"),
+        ({"weight_ih": {**WEIGHT, "scale": with_entry(ROWS, -1.0)}}, ", part weight_ih: weight scale .*, got -1.0 in row 31"),
+        ({"weight_ih": {**WEIGHT, "scale": 1e300}}, ", part weight_ih: weight scale .*, got inf in row 0"),
+        ({"weight_hh": {**WEIGHT, "zero_point": 128}}, r", part weight_hh: zero_point .* \[-128, 127\], got 128 in row 0"),
+        ({"weight_hh": {**WEIGHT, "zero_point": 2**32}}, ", part weight_hh: zero_point .*, got 4294967296 in row 0"),
+        ({"weight_hh": {**WEIGHT, "zero_point": [0.0] * 32}}, ", part weight_hh: zero_point must be one int, got 0.0"),
+        ({"weight_hh": {**WEIGHT, "dtype": "uint8"}}, r", part weight_hh: weight limits must lie in \[-128, 127\], got .*255"),
+        (
+            {"weight_hh": WeightQParams(torch.ones(16), torch.zeros(16, dtype=torch.int32))},
+            ", part weight_hh: needs 32 scales, one a row, got 16",
+        ),
+    ],
+)
+def test_grids_that_are_none_are_refused(parts: dict[Any, Any], message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=CELL + message):
+        tlq.from_float(nn.LSTM(5, 8), {"l0": {**PLAIN, **parts}})
+
+
+@pytest.mark.parametrize("missing", WEIGHTS)
+def test_weights_must_be_there(missing: str) -> None:
+    parts = {name: grid for name, grid in PLAIN.items() if name != missing}
+    with pytest.raises(ValueError, match=f"{CELL}: needs {missing}, got x, ogate_cy, weight_.*: give its grid, .* or None"):
+        tlq.from_float(nn.LSTM(5, 8), {"l0": parts})
+
+
+def test_second_grids_are_refused() -> None:
+    gates = (GIVEN,) * 4
+    with pytest.raises(ValueError, match=f"{CELL}: second grids cannot be given, got gates_again"):
+        tlq.from_float(nn.LSTM(5, 8), {"": CellQParams(gates=gates, gates_again=gates)})
+
+
+def test_messages_name_layer_and_direction() -> None:
+    bad = {**PLAIN, "x": {**BYTE, "scale": 0}}
+    with pytest.raises(ValueError, match=r"^LSTM\(5, 8\), layer 1, backward direction, part x: scale must be"):
+        tlq.from_float(nn.LSTM(5, 8, num_layers=2, bidirectional=True), {"": PLAIN, "l1_reverse": bad})
+
+
+@pytest.mark.parametrize(
+    ("qparams", "message"),
+    [
+        ({"l0": PLAIN}, "qparams must have every cell of l0, l0_reverse, or '' for the rest, got 'l0'"),
+        ({}, "qparams must have every cell of l0, l0_reverse, or '' for the rest, got none"),
+        ({"": PLAIN, "l1": PLAIN}, "qparams must be for the cells l0, l0_reverse, or '' for the rest, got 'l1'"),
+        (PLAIN, "qparams must be for the cells l0, .*, got 'x'"),
+        ([PLAIN], r"qparams must be a dict from cells \(l0, l0_reverse\) to their grids, got"),
+        ({"": [PLAIN]}, "layer 0, forward direction: needs a dict from parts to grids, or a CellQParams, got"),
+    ],
+)
+def test_cells_that_are_missing_or_are_none_are_refused(qparams: Any, message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=message):
+        tlq.from_float(nn.LSTM(5, 8, bidirectional=True), qparams)
+
+
+def test_lstms_that_cannot_be_quantized_are_refused() -> None:
+    with pytest.raises(TypeError, match=r"module must be an nn\.LSTM, got GRU"):
+        tlq.from_float(nn.GRU(5, 8), {"": PLAIN})  # type: ignore[arg-type]
+    lstm = nn.LSTM(5, 8)
+    lstm.bias_ih_l0.data[3] = math.nan
+    with pytest.raises(ValueError, match="bias_ih_l0 must be finite"):
+        tlq.from_float(lstm, {"": PLAIN})
+    with pytest.raises(ValueError, match="backend must be one of 'fused', 'reference', got 'fast'"):
+        tlq.from_float(nn.LSTM(5, 8), {"": PLAIN}, "fast")
