@@ -284,6 +284,29 @@ std::tuple<Tensor, Tensor, Tensor> lstm(Tensor x, std::optional<Tensor> hx, std:
   return {output, h_n, c_n};
 }
 
+const char* name_of(Sums sums) {
+  switch (sums) {
+    case Sums::kInt8:
+      return "int8";
+    case Sums::kWide:
+      return "wide";
+    case Sums::kFloat:
+      return "float";
+  }
+  return "unknown";
+}
+
+// How the input and the hidden projection of each cell are summed, one after the other.
+std::string sums(Tensor packed) {
+  const Blob blob = open_blob(packed);
+  std::string names;
+  for (int64_t i = 0; i < blob.sizes().cells(); ++i) {
+    const Cell cell = blob.cell(i).cell;
+    names += (names.empty() ? "" : ", ") + std::string(name_of(cell.input.sums)) + ", " + name_of(cell.hidden.sums);
+  }
+  return names;
+}
+
 std::string isa_active() {
   return active_kernels().kernels.name;
 }
@@ -302,6 +325,7 @@ STABLE_TORCH_LIBRARY(torch_lstm_quant, m) {
       "lstm(Tensor x, Tensor? hx, Tensor? cx, Tensor packed, int hidden_size, int num_layers, int num_directions, "
       "ScalarType? h_dtype=None, ScalarType? c_dtype=None, Tensor? batch_sizes=None, Tensor? lengths=None) -> "
       "(Tensor output, Tensor h_n, Tensor c_n)");
+  m.def("sums(Tensor packed) -> str");
   m.def("isa_active() -> str");
   m.def("isas_built() -> str");
   m.def("isas_usable() -> str");
@@ -310,6 +334,7 @@ STABLE_TORCH_LIBRARY(torch_lstm_quant, m) {
 STABLE_TORCH_LIBRARY_IMPL(torch_lstm_quant, CPU, m) {
   m.impl("pack", TORCH_BOX(&pack));
   m.impl("lstm", TORCH_BOX(&lstm));
+  m.impl("sums", TORCH_BOX(&sums));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(torch_lstm_quant, CompositeImplicitAutograd, m) {

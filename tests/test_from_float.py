@@ -230,6 +230,26 @@ def test_computed_weights_have_one_grid_a_row_or_one_for_all(split: Mapping[str,
     assert len(cell.qparams.weight_hh.scale.unique()) == 1
 
 
+@pytest.mark.parametrize("split", [{}, {"gates.input_gate": {**BYTE, "scale": 0.1}}])
+def test_a_cell_gives_what_an_lstm_of_one_step_does(split: Mapping[str, Any]) -> None:
+    lstm, cell = nn.LSTM(5, 7), nn.LSTMCell(5, 7)
+    cell.load_state_dict({name.removesuffix("_l0"): value for name, value in lstm.state_dict().items()})
+    qparams = {"": {**PLAIN, **split}}
+    fused, reference = tlq.from_float(cell, qparams), tlq.from_float(cell, qparams, "reference")
+    assert isinstance(fused, tlq.LSTMCell)
+    states = torch.randn(2, 3, 7)
+    output, (h_n, c_n) = tlq.from_float(lstm, qparams)(X[:1], (states[:1], states[1:]))
+    for module in (fused, tlq.lower(reference)):
+        h, c = module(X[0], (states[0], states[1]))
+        assert torch.equal(h, output[0])
+        assert torch.equal(h, h_n[0])
+        assert torch.equal(c, c_n[0])
+    with pytest.raises(ValueError, match=r"^LSTMCell\(5, 7\): qparams must be for '' for the cell, got 'l0'"):
+        tlq.from_float(cell, {"l0": PLAIN})
+    with pytest.raises(ValueError, match=r"^LSTMCell\(5, 7\), part x: scale must be positive"):
+        tlq.from_float(cell, {"": {**PLAIN, "x": {**BYTE, "scale": 0}}})
+
+
 def test_weights_beyond_a_given_grid_are_cut() -> None:
     lstm = nn.LSTM(5, 8)
     grid = {"scale": 0.001, "zero_point": 0, "quant_min": -8, "quant_max": 7}
@@ -347,11 +367,11 @@ def test_messages_name_layer_and_direction() -> None:
 @pytest.mark.parametrize(
     ("qparams", "message"),
     [
-        ({"l0": PLAIN}, "qparams must have every cell of l0, l0_reverse, or '' for the rest, got 'l0'"),
-        ({}, "qparams must have every cell of l0, l0_reverse, or '' for the rest, got none"),
-        ({"": PLAIN, "l1": PLAIN}, "qparams must be for the cells l0, l0_reverse, or '' for the rest, got 'l1'"),
-        (PLAIN, "qparams must be for the cells l0, .*, got 'x'"),
-        ([PLAIN], r"qparams must be a dict from cells \(l0, l0_reverse\) to their grids, got"),
+        ({"l0": PLAIN}, "qparams must have all of l0, l0_reverse, or '' for the rest, got 'l0'"),
+        ({}, "qparams must have all of l0, l0_reverse, or '' for the rest, got none"),
+        ({"": PLAIN, "l1": PLAIN}, "qparams must be for l0, l0_reverse, or '' for the rest, got 'l1'"),
+        (PLAIN, "qparams must be for l0, .*, got 'x'"),
+        ([PLAIN], r"qparams must be a dict from cells \(l0, l0_reverse, or '' for the rest\) to their grids, got"),
         ({"": [PLAIN]}, "layer 0, forward direction: needs a dict from parts to grids, or a CellQParams, got"),
     ],
 )

@@ -17,7 +17,7 @@ from converted_lstms import (
     torchs_warnings,
 )
 from torch import nn
-from torch.ao.quantization import PlaceholderObserver, QConfig, default_qconfig, default_weight_observer
+from torch.ao.quantization import PlaceholderObserver, QConfig, default_qconfig, default_weight_observer, quantize_dynamic
 
 import torch_lstm_quant as tlq
 from torch_lstm_quant import lstm_utils as ours
@@ -124,6 +124,11 @@ FLOAT = nn.LSTM(5, 8)
         (nn.Sequential(nn.Linear(2, 5), FLOAT), "nothing to lower: 1 is an LSTM, which is float"),
         (tlq.prepare(FLOAT), "nothing to lower: it is an ObservedLSTM, which is observed: convert"),
         (tlq.quantize(FLOAT, [X]), "nothing to lower: it is an LSTM, which is fused already"),
+        (
+            quantize_dynamic(nn.Sequential(FLOAT), {nn.LSTM}),
+            "nothing to lower: 0 is an LSTM of torch.ao.s dynamic quantization, which has no grids: quantize",
+        ),
+        (nn.GRU(5, 8), "nothing to lower: found no LSTM, only GRU"),
         (nn.Sequential(nn.Linear(2, 5), nn.ReLU()), "nothing to lower: found no LSTM, only Linear, ReLU, Sequential"),
     ],
 )

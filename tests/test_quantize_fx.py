@@ -188,6 +188,8 @@ def test_models_without_lstms() -> None:
         ValueError, match="must contain a module of class ObservedLSTM or ObservedLSTMCell: it is an LSTM, which is float"
     ):
         tlq.convert(nn.LSTM(5, 8))
+    with pytest.raises(ValueError, match=r"a module of class LSTM.*: it is a ReferenceLSTM, which is converted: use .*lower"):
+        tlq.prepare(tlq.quantize(nn.LSTM(5, 8), [X], backend="reference"))
     with pytest.raises(TypeError, match=r"model must be an nn\.Module, got function"):
         tlq.quantize(lambda x: x, [X])  # type: ignore[arg-type]
 

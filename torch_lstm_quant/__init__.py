@@ -1,5 +1,6 @@
 """torch.ao's individually observed LSTM, lowered to a fused kernel that computes it in integers, exactly and fast."""
 
+from torch_lstm_quant.audit import Audit, AuditedCell, AuditedModule, audit
 from torch_lstm_quant.custom_config import backend_config, convert_custom_config, prepare_custom_config, qconfig_mapping
 from torch_lstm_quant.firmware import export_qparams
 from torch_lstm_quant.from_float import from_float
@@ -13,6 +14,9 @@ from torch_lstm_quant.stream import Stream
 
 __all__ = [
     "LSTM",
+    "Audit",
+    "AuditedCell",
+    "AuditedModule",
     "CellQParams",
     "LSTMCell",
     "LSTMQConfig",
@@ -20,6 +24,7 @@ __all__ = [
     "QParams",
     "Stream",
     "WeightQParams",
+    "audit",
     "backend_config",
     "convert",
     "convert_custom_config",

@@ -1,4 +1,4 @@
-"""From a float LSTM and grids that are known beforehand, as a datasheet has them, to the fused LSTM: nothing is calibrated."""
+"""From a float LSTM or LSTM cell and grids that are known, as a datasheet has them, to the fused one, without calibration."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch_lstm_quant.cell_graph import convert_cell, observe_cell, part_of
 from torch_lstm_quant.cell_stack import assemble, cell_name, float_cell
 from torch_lstm_quant.custom_config import check_backend
 from torch_lstm_quant.given_grids import constructors_of
-from torch_lstm_quant.lowering import lower_lstm
-from torch_lstm_quant.observed import ReferenceLSTM, check_float_lstm
-from torch_lstm_quant.qparams import CellQParams
+from torch_lstm_quant.lowering import lower_module
+from torch_lstm_quant.observed import FloatLSTM, ReferenceLSTM, ReferenceLSTMCell, check_float_lstm
+from torch_lstm_quant.qparams import WEIGHTS, CellQParams
 
 
-def from_float(lstm: nn.LSTM, qparams: Mapping[str, CellQParams | Mapping[str, Any]], backend: str = "fused") -> nn.Module:
+def from_float(lstm: FloatLSTM, qparams: Mapping[str, CellQParams | Mapping[str, Any]], backend: str = "fused") -> nn.Module:
     """Quantize an LSTM whose grids are known: the same bits as by calibrating and converting to the same grids.
 
     ::
@@ -27,11 +27,10 @@ def from_float(lstm: nn.LSTM, qparams: Mapping[str, CellQParams | Mapping[str, A
         fused = from_float(lstm, {"": cell, "l0": {**cell, "x": None}})
 
     Args:
-        lstm: a float LSTM on the CPU, of any number of layers and directions. It is left as it is and shares nothing with
-            the result.
+        lstm: a float ``nn.LSTM`` or ``nn.LSTMCell`` on the CPU. It is left as it is and shares nothing with the result.
         qparams: the grids of each cell, by the name that ``nn.LSTM`` has for it at the end of its parameters' names: ``"l0"``,
-            ``"l0_reverse"``, ``"l1"`` and so on; ``""`` is for all that have no entry of their own. A cell's grids are a
-            ``CellQParams`` (``fused.cells()`` has them) or a dict:
+            ``"l0_reverse"``, ``"l1"`` and so on; ``""`` is for an ``nn.LSTMCell``, and for all that have no entry of their
+            own. A cell's grids are a ``CellQParams`` (``fused.cells()`` has them) or a dict:
 
             - ``x``, ``gates``, ... ``ogate_cy``, the parts of :data:`torch_lstm_quant.qparams.PARTS`: the grid of an
               activation. A part that is None or left out stays float32; but ``hx`` and ``cx``, left out or ``"shared"``, have
@@ -51,44 +50,57 @@ def from_float(lstm: nn.LSTM, qparams: Mapping[str, CellQParams | Mapping[str, A
         backend: ``"fused"`` for the kernel, ``"reference"`` for graphs of explicit quantize and dequantize ops.
 
     Returns:
-        A :class:`torch_lstm_quant.LSTM`, or the reference LSTM; in eval mode, float32 in and out.
+        A :class:`torch_lstm_quant.LSTM` or :class:`torch_lstm_quant.LSTMCell`, or the reference form; in eval mode, float32 in
+        and out.
 
     Raises:
-        TypeError: ``lstm`` is no ``nn.LSTM``, or a value of the wrong type in ``qparams``.
+        TypeError: ``lstm`` is neither, or a value of the wrong type in ``qparams``.
         ValueError: an LSTM that cannot be quantized, an unknown backend, a cell that is missing or that the LSTM does not
             have, or grids that are missing, unknown, contradictory or impossible: the message names layer, direction and part.
     """
     check_backend(backend)
     where = check_float_lstm(lstm)
-    given = _by_cell(lstm, qparams, where)
+    given = _by_cell(_names(lstm), qparams, where)
 
-    def cell(layer: int, direction: int) -> nn.Module:
-        place, suffix = cell_name(where, layer, direction), _suffix(layer, direction)
-        weights = {name: getattr(lstm, f"{name}_{suffix}").detach() for name in ("weight_ih", "weight_hh")}
-        constructors = constructors_of(given[suffix], weights, place)
+    def convert(name: str, place: str, layer: int = 0, direction: int = 0) -> nn.Module:
+        weights = {weight: getattr(lstm, f"{weight}_{name}" if name else weight).detach() for weight in WEIGHTS}
+        constructors = constructors_of(given[name], weights, place)
         split_gates = any(part_of(slot) != slot for slot in constructors)
         return convert_cell(observe_cell(float_cell(lstm, layer, direction, split_gates), constructors, place), place)
 
-    reference: ReferenceLSTM = assemble(ReferenceLSTM, lstm, cell)
-    return lower_lstm(reference, where) if backend == "fused" else reference.eval()
+    reference: nn.Module
+    if isinstance(lstm, nn.LSTMCell):
+        reference = ReferenceLSTMCell(lstm, convert("", where))
+    else:
+        reference = assemble(
+            ReferenceLSTM,
+            lstm,
+            lambda layer, direction: convert(_name(layer, direction), cell_name(where, layer, direction), layer, direction),
+        )
+    return lower_module(reference, where) if backend == "fused" else reference.eval()
 
 
-def _by_cell(lstm: nn.LSTM, qparams: object, where: str) -> dict[str, Any]:
-    """What is given for each cell of the LSTM."""
-    directions = range(2 if lstm.bidirectional else 1)
-    cells = [_suffix(layer, direction) for layer in range(lstm.num_layers) for direction in directions]
+def _names(lstm: FloatLSTM) -> list[str]:
+    """The cells of a module, as the names of its parameters end."""
+    if isinstance(lstm, nn.LSTMCell):
+        return [""]
+    return [_name(layer, direction) for layer in range(lstm.num_layers) for direction in range(1 + lstm.bidirectional)]
+
+
+def _name(layer: int, direction: int) -> str:
+    return f"l{layer}_reverse" if direction else f"l{layer}"
+
+
+def _by_cell(cells: list[str], qparams: object, where: str) -> dict[str, Any]:
+    """What is given for each of the cells."""
+    needed = "'' for the cell" if cells == [""] else f"{', '.join(cells)}, or '' for the rest"
     if not isinstance(qparams, Mapping):
-        raise TypeError(f"{where}: qparams must be a dict from cells ({', '.join(cells)}) to their grids, got {qparams!r}")
+        raise TypeError(f"{where}: qparams must be a dict from cells ({needed}) to their grids, got {qparams!r}")
     for name in qparams:
         if name != "" and name not in cells:
-            raise ValueError(f"{where}: qparams must be for the cells {', '.join(cells)}, or '' for the rest, got {name!r}")
+            raise ValueError(f"{where}: qparams must be for {needed}, got {name!r}")
     for name in cells:
         if name not in qparams and "" not in qparams:
             got = ", ".join(map(repr, qparams)) or "none"
-            raise ValueError(f"{where}: qparams must have every cell of {', '.join(cells)}, or '' for the rest, got {got}")
+            raise ValueError(f"{where}: qparams must have all of {needed}, got {got}")
     return {name: qparams[name if name in qparams else ""] for name in cells}
-
-
-def _suffix(layer: int, direction: int) -> str:
-    """As ``nn.LSTM`` ends the names of a cell's parameters."""
-    return f"l{layer}_reverse" if direction else f"l{layer}"

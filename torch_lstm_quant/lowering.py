@@ -10,17 +10,10 @@ from torch.fx import GraphModule
 
 from torch_lstm_quant.cell_stack import cell_name, cells_of
 from torch_lstm_quant.modules import LSTM, LSTMCell
-from torch_lstm_quant.observed import FLOAT_LSTMS, ObservedLSTMCell, ReferenceLSTMCell
+from torch_lstm_quant.observed import ReferenceLSTMCell
 from torch_lstm_quant.quantized_adapter import QuantizedBoundaryLSTM
 from torch_lstm_quant.reference_graph import ReadCell, read_cell
-
-_DYNAMIC = (
-    torch.ao.nn.quantized.dynamic.LSTM,
-    torch.ao.nn.quantized.dynamic.LSTMCell,
-    torch.ao.nn.quantized.reference.LSTM,
-    torch.ao.nn.quantized.reference.LSTMCell,
-)
-"""What torch.ao makes of LSTMs whose ranges are found anew in each call, so that no grid is in them."""
+from torch_lstm_quant.stages import what_was_found
 
 
 def lower(module_or_model: nn.Module) -> nn.Module:
@@ -129,20 +122,3 @@ def _why_no_graph(cell: object) -> str:
             f"direction, and give it random weights: {advice}"
         )
     return f"found {type(cell).__name__}, {expected}: {advice}"
-
-
-def what_was_found(model: nn.Module) -> str:
-    """What a model has in place of the LSTMs that it should have."""
-    for path, module in model.named_modules():
-        kind = type(module).__name__
-        name = f"{path or 'it'} is {'an' if kind.startswith(('LSTM', 'Observed')) else 'a'} {kind}"
-        if isinstance(module, (LSTM, LSTMCell, QuantizedBoundaryLSTM)):
-            return f"{name}, which is fused already"
-        if isinstance(module, (torch.ao.nn.quantizable.LSTM, ObservedLSTMCell)):
-            return f"{name}, which is observed: convert the model first (torch_lstm_quant.convert, or convert_fx)"
-        if isinstance(module, _DYNAMIC):
-            return f"{name} of torch.ao's dynamic quantization, which has no grids: quantize the float model instead"
-        if isinstance(module, FLOAT_LSTMS):
-            return f"{name}, which is float: use torch_lstm_quant.quantize, or prepare, calibrate and convert the model first"
-    names = sorted({type(module).__name__ for module in model.modules()})
-    return f"found no LSTM, only {', '.join(names)}"

@@ -216,7 +216,7 @@ def _convert(observed: nn.Module, place: str) -> GraphModule:
 
 def _checked_qconfig(other: FloatLSTM, qconfig: LSTMQConfig | None, where: str) -> LSTMQConfig:
     """The configuration by which a float module is observed; raises where the module cannot be."""
-    config = _qconfig_of(other) or qconfig
+    config = qconfig_of(other) or qconfig
     if config is None:
         default = ", or name a default in prepare_custom_config(qconfig)" if isinstance(other, nn.LSTM) else ""
         raise ValueError(
@@ -270,7 +270,7 @@ def check_float_lstm(module: FloatLSTM, where: str = "") -> str:
     return where
 
 
-def _qconfig_of(lstm: FloatLSTM) -> LSTMQConfig | None:
+def qconfig_of(lstm: nn.Module) -> LSTMQConfig | None:
     """The configuration that torch.ao's flow attached to a float LSTM, if it is one of ours."""
     qconfig = getattr(lstm, "qconfig", None)
     boundary = qconfig.activation() if qconfig is not None else None

@@ -158,6 +158,21 @@ def lstm(
     return outputs
 
 
+def sums(packed: Tensor) -> list[tuple[str, str]]:
+    """How packed cells sum their input and hidden projections: a pair for each cell, of
+
+    - ``"int8"``: products of 8 bits, summed in int32, for which instruction sets have instructions of their own
+    - ``"wide"``: integers too, exact in 64 bits, where the operand has more bits, the weights have zero points or K is so
+      large that int32 could overflow
+    - ``"float"``: float32, one product after the other, where the operand or the weights have no grid
+
+    Raises:
+        RuntimeError: ``packed`` is not what :func:`pack` gave.
+    """
+    names = _split(torch.ops.torch_lstm_quant.sums.default(packed))
+    return list(zip(names[::2], names[1::2], strict=True))
+
+
 def isa_active() -> str:
     """The instruction set whose kernels run; the environment variable ``TORCH_LSTM_QUANT_ISA`` forces one.
 

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from torch_lstm_quant.custom_config import Converter, check_backend
-from torch_lstm_quant.lowering import what_was_found
 from torch_lstm_quant.observed import FLOAT_LSTMS, FloatLSTM, ObservedLSTM, ObservedLSTMCell, observe
 from torch_lstm_quant.qconfig import LSTMQConfig
+from torch_lstm_quant.stages import what_was_found
 
 QConfigs = LSTMQConfig | Mapping[str | type[FloatLSTM], LSTMQConfig | None]
 """One configuration for every LSTM and LSTM cell, or some by module path or class: a path wins, "" is for the rest."""
