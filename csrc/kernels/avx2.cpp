@@ -65,6 +65,7 @@ struct MaskedDot {
   static constexpr bool kPrefetches = true;
   static constexpr int kMaxRows = 3;
   static constexpr int kSplit = 1;
+  static constexpr int kFetchBytes = 1024;
 
   static constexpr int vectors(int rows) { return rows > 1 ? 4 : 8; }
   static Operand operand(const char* p) {

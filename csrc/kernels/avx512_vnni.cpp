@@ -42,6 +42,7 @@ struct VnniDot {
   static constexpr bool kPrefetches = false;
   static constexpr int kMaxRows = 6;
   static constexpr int kSplit = 2;
+  static constexpr int kFetchBytes = 0;
 
   static constexpr int vectors(int) { return 4; }
   static Operand operand(const char* p) {

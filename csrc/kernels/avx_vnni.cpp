@@ -34,6 +34,7 @@ struct VnniDot {
   static constexpr bool kPrefetches = true;
   static constexpr int kMaxRows = 6;
   static constexpr int kSplit = 1;
+  static constexpr int kFetchBytes = 0;
 
   static constexpr int vectors(int rows) { return rows > 2 ? 2 : rows > 1 ? 4 : 8; }
   static Operand operand(const char* p) {

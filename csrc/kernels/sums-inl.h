@@ -6,6 +6,7 @@
 //   kMaxRows               rows of the highest tile
 //   vectors(rows)          vectors of columns in a tile of so many rows
 //   kSplit                 sums that the groups of a single row go to in turn, to hide the latency of one
+//   kFetchBytes            how far ahead a single row's weights are fetched; 0: the CPU's own prefetchers do it
 //   Operand operand(const char*)
 //   Sum start(const BlockWeights&, int column, int32_t row_sum)         for the vector that begins at `column`
 //   Weights load(const char*)
@@ -21,6 +22,8 @@ namespace lstm_quant {
 namespace {
 
 constexpr int kWeightBytes = kBlock * kGroup;  // of one group's weights in a block; also kBlock floats
+// Groups of a block from which a single row's weights are fetched ahead: fewer are at hand.
+constexpr size_t kFetchedGroups = 64;
 
 // Operand rows in the form that Dot reads.
 struct OperandRows {
@@ -83,7 +86,14 @@ __attribute__((noinline)) void sum_tile(const OperandRows& rows, size_t first_ro
       for (int s = 1; s < kSplit; ++s) totals[s][r][v] = Dot::zero();
     }
   }
+  const bool fetches = kRows == 1 && Dot::kFetchBytes > 0 && block.groups >= kFetchedGroups;
   for (size_t group = 0; group < block.groups; group += kSplit) {
+    if (fetches) {
+#pragma GCC unroll 8
+      for (size_t line = 0; line < kSplit * kVectors * kVectorBytes; line += kAlign) {
+        __builtin_prefetch(weights + Dot::kFetchBytes + line);
+      }
+    }
 #pragma GCC unroll 8
     for (int s = 0; s < kSplit; ++s) {
       typename Dot::Weights columns[kVectors];
@@ -146,6 +156,7 @@ struct FloatDot {
   static constexpr int kOperandBytes = sizeof(float);
   static constexpr int kMaxRows = kTileRows;
   static constexpr int kSplit = 1;
+  static constexpr int kFetchBytes = 0;
 
   static constexpr int vectors(int) { return kTileVectors; }
   static Operand operand(const char* p) { return V::set(*reinterpret_cast<const float*>(p)); }

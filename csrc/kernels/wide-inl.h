@@ -45,6 +45,7 @@ struct WideDot {
   static constexpr int kOperandBytes = sizeof(WideGroup);
   static constexpr int kMaxRows = kTileRows;
   static constexpr int kSplit = 1;
+  static constexpr int kFetchBytes = 0;
 
   static constexpr int vectors(int) { return 4; }
   static Operand operand(const char* p) {
