@@ -14,8 +14,10 @@ constexpr double kBegin = 0.5;
 // The same for rows that could be projected together, reading the weights once: 40 % with AVX-512, 75 % with AVX2.
 constexpr double kGoOnTogether = 0.35;
 constexpr double kBeginTogether = 0.25;
-// While whole sums are taken, two rows of so many are compared, or these of a chunk: looking is not to cost a percent.
+// While whole sums are taken, two rows of so many are compared, or as many of each piece of a chunk: looking is not to
+// cost a percent.
 constexpr int kLookEvery = 4;
+constexpr size_t kPiece = 16;
 
 uint32_t group_at(const uint8_t* row, size_t group) {
   uint32_t bytes;
@@ -84,10 +86,13 @@ bool KeptSums::watch(const uint8_t* row) {
 }
 
 bool KeptSums::watch_all(const uint8_t* rows, size_t stride, size_t count) {
-  size_t changed = kept_ ? count_changed(rows, operand_, groups()) : 0;
-  if (!kept_) count = std::min<size_t>(count, kLookEvery);
-  for (size_t i = 1; i < count; ++i) changed += count_changed(rows + i * stride, rows + (i - 1) * stride, groups());
-  const bool little = at_most(kept_ ? kGoOnTogether : kBeginTogether, changed, count);
+  size_t changed = kept_ ? count_changed(rows, operand_, groups()) : 0, looked = 1;
+  for (size_t i = 1; i < count; ++i) {
+    if (!kept_ && i % kPiece >= kLookEvery) continue;
+    changed += count_changed(rows + i * stride, rows + (i - 1) * stride, groups());
+    ++looked;
+  }
+  const bool little = at_most(kept_ ? kGoOnTogether : kBeginTogether, changed, looked);
   if (!little) drop();
   turn_ = leaps_ = 0;
   return little;

@@ -21,9 +21,10 @@ constexpr int64_t kPieceSteps[] = {1, 2, 4, 8, 16};
 constexpr int64_t kPiecesBetween = 4;
 // Rows beyond which a tile's states leave the second-level cache without making better use of the weights.
 constexpr int64_t kMaxTileRows = 64;
-// Rows times steps for which the weights of the input projection are read once.
+// Rows times steps for which the weights of the input projection are read once, and where they are many.
 constexpr int64_t kProjectedRows = 32;
 constexpr int64_t kMaxChunkSteps = 16;
+constexpr int64_t kManyProjectedRows = 64;
 // Rows from which the gates of all units no longer stay in the cache between input projection and step.
 constexpr int64_t kGroupedRows = 16;
 constexpr int32_t kGroupBlocks = 4;
@@ -51,7 +52,12 @@ bool projects_ahead(const Sizes& sizes, int64_t rows, int64_t chunk_steps) {
          hidden_bytes(sizes) < kMostAheadBytes;
 }
 
-int64_t chunk_of(int64_t steps, int64_t rows) {
+int64_t chunk_of(const Sizes& sizes, const Rates& rates, int64_t steps, int64_t rows) {
+  const int64_t depth = std::max(sizes.input_size, sizes.num_layers > 1 ? sizes.depth(1) : 0);
+  const int64_t bytes = hidden_bytes(sizes) + sizes.hidden_size * depth * kGates;
+  if (rates.long_chunk_bytes != 0 && bytes >= rates.long_chunk_bytes) {
+    return std::clamp<int64_t>(kManyProjectedRows / rows, 1, steps);
+  }
   return std::clamp<int64_t>(kProjectedRows / rows, 1, std::min(kMaxChunkSteps, steps));
 }
 
@@ -91,7 +97,7 @@ class Cost {
   // All directions of a layer, or that part of their units. The weights are read once for each step, those of the input
   // projection for each chunk.
   double layer(int64_t depth, int64_t steps, int64_t rows, double part) const {
-    const int64_t chunk = chunk_of(steps, rows);
+    const int64_t chunk = chunk_of(sizes_, rates_, steps, rows);
     const double units = part * sizes_.num_directions * sizes_.hidden_size;
     const double step = kStepNs + rows * units * rates_.unit_ns + projection(sizes_.hidden_size * units, 1, rows);
     const double input = projection(depth * units, divide_up(steps, chunk), steps * rows);
@@ -154,7 +160,7 @@ Plan make_plan(const Sizes& sizes, const Rates& rates, int64_t steps, int64_t ro
   const bool by_layers = plan.sharing == Sharing::kLayers;
   const int64_t slot_rows = plan.sharing == Sharing::kRows ? divide_up(rows, plan.slots) : rows;
   plan.tile_rows = plan.sharing == Sharing::kRows ? divide_up(slot_rows, divide_up(slot_rows, kMaxTileRows)) : rows;
-  plan.chunk_steps = chunk_of(by_layers ? plan.layer_steps : steps, plan.tile_rows);
+  plan.chunk_steps = chunk_of(sizes, rates, by_layers ? plan.layer_steps : steps, plan.tile_rows);
   const bool grouped = plan.chunk_steps == 1 && plan.tile_rows >= kGroupedRows;
   plan.group_blocks = grouped ? kGroupBlocks : static_cast<int32_t>(divide_up(sizes.hidden_size, kUnits));
   // a backward direction begins with the last step, so two directions need all that the layer below gives

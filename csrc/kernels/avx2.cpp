@@ -126,7 +126,7 @@ struct Isa {
 
 }  // namespace
 
-const Kernels kAvx2Kernels = KernelsOf<Isa>::table("avx2", {92, 80, 3});
+const Kernels kAvx2Kernels = KernelsOf<Isa>::table("avx2", {92, 80, 3, 4 << 20});
 
 }  // namespace lstm_quant
 

@@ -204,11 +204,14 @@ constexpr size_t scratch_bytes(size_t rows, size_t padded_depth) {
   return rows * (4 * round_up(padded_depth, kAlign) + kAlign) + 16384;
 }
 
-// How fast one thread works, roughly: decides only how a call is divided among threads.
+// How fast one thread works, roughly: decides only how a call is divided.
 struct Rates {
   double products_per_ns;  // multiply-accumulates on weights that are at hand
   double weights_per_ns;   // int8 weights that are read for one row
   double unit_ns;          // functions, new cell and hidden state of a unit
+  // Bytes of a cell's weights, input and hidden, from which to project more steps at a time, so that the input's are
+  // read less often. 0: never.
+  int64_t long_chunk_bytes = 0;
 };
 
 struct Kernels {

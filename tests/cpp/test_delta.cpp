@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <atomic>
 #include <string>
+#include <vector>
 
 #include "calls.h"
 #include "check.h"
@@ -51,7 +52,7 @@ Plan random_delta_plan(Dice& dice, const Sizes& sizes, int64_t steps, int thread
   plan.pieces_between = plan.sharing == Sharing::kLayers ? 2 : 1;
   plan.delta = true;
   plan.ahead = dice.chance(0.5);
-  plan.chunk_steps = plan.ahead ? kAheadRows : std::min<int64_t>(steps, dice.one_of({1, 2, 5, 16}));
+  plan.chunk_steps = plan.ahead ? kAheadRows : std::min<int64_t>(steps, dice.one_of({1, 2, 5, 16, 40}));
   plan.group_blocks = plan.chunk_steps == 1 && dice.chance(0.3) ? 2 : 1000;
   plan.layer_steps = whole ? steps : dice.integer(1, steps);
   plan.zigzag = dice.chance(0.5);
@@ -130,6 +131,19 @@ TEST(a_row_without_changes_has_igates_too) {
   SerialParallel serial;
   run_lstm(blob, checked, serial, got.call());
   check_same(expected, got, "");
+}
+
+TEST(a_long_chunk_is_looked_at_all_along) {
+  constexpr size_t kRows = 64, kBytes = 64;
+  Projection projection;
+  projection.padded_depth = kBytes;
+  KeptSums kept;
+  const AlignedMemory memory = allocate_for([&](Arena& arena) { kept = KeptSums(arena, projection, 1); });
+  std::vector<uint8_t> rows(kRows * kBytes);
+  CHECK(kept.watch_all(rows.data(), kBytes, kRows)) << "nothing changes";
+  Dice dice(7);
+  for (size_t i = rows.size() / 4; i < rows.size(); ++i) rows[i] = static_cast<uint8_t>(dice.integer(0, 255));
+  CHECK(!kept.watch_all(rows.data(), kBytes, kRows)) << "all changes after a quarter of it";
 }
 
 // Runs a signal of 400 steps through 64 -> 64, at once or by a stream's single steps.

@@ -43,6 +43,14 @@ TEST(single_rows_of_some_size_are_watched_for_changes) {
   CHECK(!make_plan({128, 128, 1, 1}, kRates, 100, 2, 1).delta);
 }
 
+TEST(where_weights_are_many_more_steps_are_projected_at_a_time) {
+  const Rates rates{220, 110, 2, 4 << 20};
+  CHECK(make_plan({512, 512, 1, 1}, rates, 100, 1, 1).chunk_steps == 16);
+  CHECK(make_plan({1024, 1024, 1, 1}, rates, 100, 1, 1).chunk_steps == 64);
+  CHECK(make_plan({1024, 1024, 1, 1}, rates, 100, 16, 1).chunk_steps == 4);
+  CHECK(make_plan({1024, 1024, 1, 1}, kRates, 100, 1, 1).chunk_steps == 16) << "these rates know no such size";
+}
+
 TEST(every_plan_is_one_that_can_run) {
   for (int64_t hidden : {1, 16, 17, 128, 2048}) {
     for (int64_t rows : {1, 2, 15, 64, 65, 1000}) {
@@ -50,7 +58,7 @@ TEST(every_plan_is_one_that_can_run) {
         for (int threads : {1, 2, 3, 64}) {
           for (int64_t directions : {1, 2}) {
             const Sizes sizes{40, hidden, 2, directions};
-            const Plan plan = make_plan(sizes, kRates, steps, rows, threads);
+            const Plan plan = make_plan(sizes, {220, 110, 2, 4 << 20}, steps, rows, threads);
             const int64_t blocks = (hidden + kUnits - 1) / kUnits;
             CHECK(1 <= plan.slots && plan.slots <= threads);
             const int64_t most = plan.sharing == Sharing::kRows    ? rows
