@@ -86,15 +86,16 @@ bool is_exact(const Kernels& kernels, Evaluator evaluator) {
   const IeeeScope ieee;
   Function function;
   function.evaluator = evaluator;
-  function.input = {1.0f, 1.0f, kLeastEvaluated, kLargestEvaluated, 0};
-  for (int i = kLeastEvaluated; i <= kLargestEvaluated; ++i) {
-    const auto steps = static_cast<float>(i);
-    const float expected = scalar_evaluate(evaluator, steps);
-    float value;
-    kernels.evaluate(function, &steps, 1, &value);
-    if (std::memcmp(&value, &expected, sizeof value) != 0) return false;
+  const EvaluatedSteps evaluated = evaluated_steps(evaluator);
+  function.input = {1.0f, 1.0f, static_cast<float>(evaluated.least), static_cast<float>(evaluated.largest), 0};
+  std::vector<float> steps, expected;
+  for (int i = evaluated.least; i <= evaluated.largest; ++i) {
+    steps.push_back(static_cast<float>(i));
+    expected.push_back(scalar_evaluate(evaluator, steps.back()));
   }
-  return true;
+  std::vector<float> values(steps.size());
+  kernels.evaluate(function, steps.data(), steps.size(), values.data());
+  return std::memcmp(values.data(), expected.data(), values.size() * sizeof(float)) == 0;
 }
 
 }  // namespace

@@ -7,6 +7,7 @@
 #include <string>
 
 #include "ieee_scope.h"
+#include "kernels/evaluators.h"
 #include "kernels/scalar_evaluate.h"
 #include "segments.h"
 
@@ -138,9 +139,10 @@ std::vector<uint16_t> as_uint16(const std::vector<float>& steps, float low) {
 
 // The evaluation that gives every entry of the table.
 Evaluator find_evaluator(const TableSource& source, const Grid& input) {
-  if (input.low < kLeastEvaluated || input.high > kLargestEvaluated) return Evaluator::kNone;
   for (uint32_t i = 1; i < kEvaluators; ++i) {
     const auto evaluator = static_cast<Evaluator>(i);
+    const EvaluatedSteps evaluated = evaluated_steps(evaluator);
+    if (input.low < evaluated.least || input.high > evaluated.largest) continue;
     int64_t entry = 0;
     while (entry < source.count && is_same(source.values[entry], scalar_evaluate(evaluator, input.low + entry)))
       ++entry;
@@ -250,7 +252,7 @@ void Packer::lay_out_function(int index, const TableSource& source, const Grid& 
 // What gives the table's values without looking them up, if anything does.
 void Packer::find_evaluation(const TableSource& source, std::vector<float> steps, LaidOutFunction& function) {
   function.record.evaluator = find_evaluator(source, function.input);
-  if (function.record.evaluator != Evaluator::kNone || steps.empty()) return;
+  if (is_rational(function.record.evaluator) || steps.empty()) return;
   const auto segments = find_segments({function.is_tanh, function.input, function.output, std::move(steps)});
   if (segments) function.record.segments = share(&*segments, sizeof *segments);
 }

@@ -20,18 +20,32 @@ struct FusedScalar {
   static F fma(F a, F b, F c) { return std::fmaf(a, b, c); }
   static F min(F a, F b) { return a < b ? a : b; }
   static F max(F a, F b) { return a > b ? a : b; }
-  static int lowest_bits(F number) {
+  static F round(F v) { return std::nearbyintf(v); }
+  static F abs(F v) { return std::fabs(v); }
+  static F by_sign(F v, F a, F b) { return std::signbit(v) ? b : a; }
+  static uint32_t bits(F v) {
     uint32_t bits;
-    std::memcpy(&bits, &number, sizeof bits);
-    return bits % kPieces;
+    std::memcpy(&bits, &v, sizeof bits);
+    return bits;
   }
+  static F double_times(F v, F n) {
+    const uint32_t doubled = bits(v) + (bits(n) << 23);
+    std::memcpy(&v, &doubled, sizeof v);
+    return v;
+  }
+  static int lowest_bits(F number) { return static_cast<int>(bits(number) % kPieces); }
   static F pick(const float* table, F number) { return table[lowest_bits(number)]; }
 };
 
 }  // namespace
 
+EvaluatedSteps evaluated_steps(Evaluator evaluator) {
+  if (is_power(evaluator)) return {-32768, 32767};
+  return {-2048, 2047};
+}
+
 float scalar_evaluate(Evaluator evaluator, float steps) {
-  return rational<FusedScalar>(evaluator, steps);
+  return evaluate_one<FusedScalar>(evaluator, steps);
 }
 
 float scalar_evaluate(const Segments& segments, float steps) {

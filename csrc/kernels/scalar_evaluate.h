@@ -6,8 +6,12 @@
 
 namespace lstm_quant {
 
-constexpr int kLeastEvaluated = -2048;   // the evaluations are compared for all steps
-constexpr int kLargestEvaluated = 2047;  // from here to there, and used only within
+// The steps for which an evaluation is compared, and the only ones for which it is used.
+struct EvaluatedSteps {
+  int least;
+  int largest;
+};
+EvaluatedSteps evaluated_steps(Evaluator evaluator);
 
 float scalar_evaluate(Evaluator evaluator, float steps);
 

@@ -9,12 +9,11 @@
 // than a thousandth of a step. Include it inside the target region of an ISA.
 #pragma once
 
+#include "evaluate-inl.h"
 #include "kernels.h"
 
 namespace lstm_quant {
 namespace {
-
-constexpr float kWhole = 12582912.0f;  // 1.5 * 2**23: from 2**23 to 2**24 floats are the integers
 
 // Of N vectors of steps within the limits, in place.
 template <class V, int N>

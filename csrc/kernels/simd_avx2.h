@@ -30,6 +30,11 @@ struct Avx2 {
   static F min(F a, F b) { return _mm256_min_ps(a, b); }
   static F max(F a, F b) { return _mm256_max_ps(a, b); }
   static F round(F v) { return _mm256_round_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+  static F abs(F v) { return _mm256_andnot_ps(set(-0.0f), v); }
+  static F by_sign(F v, F a, F b) { return _mm256_blendv_ps(a, b, v); }
+  static F double_times(F v, F n) {
+    return _mm256_castsi256_ps(add_i32(_mm256_castps_si256(v), _mm256_slli_epi32(_mm256_castps_si256(n), 23)));
+  }
   static I to_int(F v) { return _mm256_cvtps_epi32(v); }
   static F to_float(I v) { return _mm256_cvtepi32_ps(v); }
   static I load_i32(const int32_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
@@ -56,7 +61,7 @@ struct Avx2 {
     _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packus_epi16(words, words));
   }
   static void store_i32(int32_t* p, I v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v); }
-  static F evaluate(Evaluator evaluator, F steps) { return rational<Avx2>(evaluator, steps); }
+  static F evaluate(Evaluator evaluator, F steps) { return evaluate_one<Avx2>(evaluator, steps); }
 };
 
 }  // namespace

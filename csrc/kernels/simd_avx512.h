@@ -30,6 +30,11 @@ struct Avx512 {
   static F min(F a, F b) { return _mm512_min_ps(a, b); }
   static F max(F a, F b) { return _mm512_max_ps(a, b); }
   static F round(F v) { return _mm512_roundscale_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+  static F abs(F v) { return _mm512_abs_ps(v); }
+  static F by_sign(F v, F a, F b) { return _mm512_mask_blend_ps(_mm512_movepi32_mask(_mm512_castps_si512(v)), a, b); }
+  static F double_times(F v, F n) {
+    return _mm512_castsi512_ps(add_i32(_mm512_castps_si512(v), _mm512_slli_epi32(_mm512_castps_si512(n), 23)));
+  }
   static I to_int(F v) { return _mm512_cvtps_epi32(v); }
   static F to_float(I v) { return _mm512_cvtepi32_ps(v); }
   static I load_i32(const int32_t* p) { return _mm512_loadu_si512(p); }
@@ -54,7 +59,7 @@ struct Avx512 {
   }
   static void store_u8(uint8_t* p, I v) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(v)); }
   static void store_i32(int32_t* p, I v) { _mm512_storeu_si512(p, v); }
-  static F evaluate(Evaluator evaluator, F steps) { return rational<Avx512>(evaluator, steps); }
+  static F evaluate(Evaluator evaluator, F steps) { return evaluate_one<Avx512>(evaluator, steps); }
 };
 
 }  // namespace

@@ -1,7 +1,7 @@
 // The functions of a Kernels table over the classes of an ISA. Include it inside the target region.
 //
 //   V              vector class, see tail-inl.h
-//   kTailVectors   vectors that the tail of a cell whose form is compiled takes side by side
+//   kTailVectors   vectors that the tail of int8() takes side by side
 //   kOverlapBytes  weights of a block up to which the tail of a single row of int8() goes block by block: then it runs
 //                  while the next block's weights come in
 //   Int8, Wide, Float    Rows -> sums: constructed from (projection, operand, stride, rows, scratch); called with
@@ -53,7 +53,9 @@ struct KernelsOf {
   // vectors and blocks that the tail takes side by side; its general form, which is mostly table look-ups, gains
   // nothing from more
   template <CellForm kForm>
-  static constexpr size_t kTailVectors = kForm == CellForm::kAny ? 4 : Isa::kTailVectors;
+  static constexpr size_t kTailVectors = kForm == CellForm::kAny     ? 4
+                                         : kForm == CellForm::kGrids ? 8
+                                                                     : Isa::kTailVectors;
   template <CellForm kForm>
   static constexpr size_t kTailBlocks = kTailVectors<kForm> / kColumns;
 

@@ -36,10 +36,9 @@ enum class CellForm {
 template <class V>
 bool has_int8_form(const Cell& cell) {
   for (const Function& function : cell.functions) {
-    const float limit = kRationals[static_cast<uint32_t>(function.evaluator)].limit;
-    if (function.evaluator == Evaluator::kNone || function.input.low > -limit || function.input.high < limit) {
-      return false;
-    }
+    if (!is_rational(function.evaluator)) return false;
+    const float limit = rational_of(function.evaluator).limit;
+    if (function.input.low > -limit || function.input.high < limit) return false;
   }
   for (const Grid& grid : cell.hidden.output) {
     if (grid.present()) return false;
@@ -119,7 +118,7 @@ LSTM_QUANT_INLINE void apply_segments(const Function& function, typename V::F* v
 template <class V, int N, CellForm kForm>
 LSTM_QUANT_INLINE void apply(const Function& function, typename V::F* v) {
   if constexpr (kForm == CellForm::kInt8) {
-    const Rational& r = kRationals[static_cast<uint32_t>(function.evaluator)];
+    const Rational& r = rational_of(function.evaluator);
     // the evaluation's limits lie within the grid's, and beyond them it does not change
     Grid grid = function.input;
     grid.low = -r.limit;
@@ -137,6 +136,9 @@ LSTM_QUANT_INLINE void apply(const Function& function, typename V::F* v) {
     return;
   }
   for (int j = 0; j < N; ++j) v[j] = round_to<V>(v[j], function.input);
+  if constexpr (kForm == CellForm::kGrids) {
+    if (is_power(function.evaluator)) return power_within<V, N>(power_of(function.evaluator), v);
+  }
   if (function.evaluator != Evaluator::kNone) {
     for (int j = 0; j < N; ++j) v[j] = V::evaluate(function.evaluator, v[j]);
     return;

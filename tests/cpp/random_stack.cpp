@@ -153,9 +153,18 @@ std::vector<double> RandomStack::grids(Dice& dice, Style style) {
   for (int i = 0; i < kParts; ++i) {
     if (mixed && dice.chance(0.4)) continue;
     const double range = i == kX ? 3 : i >= kIgates && i < kOutputs ? 8 : i >= kFgateCx && i <= kTanhInput ? 4 : 1.1;
-    const bool is_byte = style == Style::kAllInt8 || i == kX || i == kHx || (style == Style::kGates16 && i == kOgateCy);
+    const bool is_gates16 = style == Style::kGates16 || style == Style::kGates16Preset;
+    const bool is_byte = style == Style::kAllInt8 || i == kX || i == kHx || (is_gates16 && i == kOgateCy);
     const int bits = is_byte ? 8 : 16;
     set_random(dice, row(i), range, mixed ? 2 : bits, mixed ? 16 : bits);
+  }
+  if (style == Style::kGates16Preset) {
+    for (int gate = 0; gate < kGates; ++gate) {
+      set_steps(row(kGates4 + gate), 12.0 / 32767, -32768, 32767);
+      set_steps(row(kOutputs + gate), 1.0 / 32767, -32767, 32767);
+    }
+    set_steps(row(kTanhInput), 10.0 / 32767, -32768, 32767);
+    set_steps(row(kTanhCyRow), 1.0 / 32767, -32767, 32767);
   }
   if (!mixed || dice.chance(0.5)) {
     std::memcpy(row(kHx), row(kOgateCy), kFields * sizeof(double));

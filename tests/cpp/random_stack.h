@@ -13,8 +13,8 @@
 namespace lstm_quant::testing {
 
 // What a cell's parts are, from the commonest to the strangest.
-enum class Style { kInt8Preset, kAllInt8, kGates16, kAll16, kFloat, kMixed };
-constexpr Style kStyles[] = {Style::kInt8Preset, Style::kAllInt8, Style::kGates16,
+enum class Style { kInt8Preset, kAllInt8, kGates16, kGates16Preset, kAll16, kFloat, kMixed };
+constexpr Style kStyles[] = {Style::kInt8Preset, Style::kAllInt8, Style::kGates16, Style::kGates16Preset,
                              Style::kAll16,      Style::kFloat,   Style::kMixed};
 
 class Dice {

@@ -165,13 +165,21 @@ TEST(equal_tables_are_stored_once) {
   CHECK(first.functions[kTanhCy].evaluator == Evaluator::kTanh10);
 }
 
+TEST(tanh_of_the_16_bit_preset_has_evaluators) {
+  const AlignedBytes bytes = good_blob(Style::kGates16Preset);
+  const Cell cell = Blob(bytes.data(), bytes.size()).cell(0).cell;
+  CHECK(cell.functions[0].evaluator == Evaluator::kNone);
+  CHECK(cell.functions[2].evaluator == Evaluator::kFineTanh12);
+  CHECK(cell.functions[kTanhCy].evaluator == Evaluator::kFineTanh10);
+}
+
 TEST(cells_that_are_all_grids_have_segments) {
-  for (const Style style : {Style::kAllInt8, Style::kGates16}) {
+  for (const Style style : {Style::kAllInt8, Style::kGates16, Style::kGates16Preset}) {
     const AlignedBytes bytes = good_blob(style);
     const Cell cell = Blob(bytes.data(), bytes.size()).cell(0).cell;
     for (const Function& function : cell.functions) {
       CHECK(function.segments != nullptr);
-      CHECK((function.table16 != nullptr) == (style == Style::kGates16));
+      CHECK((function.table16 != nullptr) == (style != Style::kAllInt8));
     }
   }
 }

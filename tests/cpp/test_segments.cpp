@@ -1,4 +1,5 @@
-// Tables as polynomials: the table's entries on every ISA, and nothing where a table is not such a function's.
+// Tables as polynomials and powers: the table's entries on every ISA, and nothing where a table is not such a
+// function's.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -26,13 +27,14 @@ StepsTable table_of(bool is_tanh, const Grid& input, const Grid& output) {
 }
 
 // Compares what every ISA gives for every step of the input, and beyond its limits, with the table.
-void check_on_every_isa(const StepsTable& table, const Segments& segments) {
+void check_on_every_isa(const StepsTable& table, const Segments* segments, Evaluator evaluator = Evaluator::kNone) {
   const Grid &input = table.input, &output = table.output;
   Function function;
   function.is_tanh = table.is_tanh;
   function.input = input;
   function.output = output;
-  function.segments = &segments;
+  function.segments = segments;
+  function.evaluator = evaluator;
   std::vector<float> entries;
   for (float steps : table.steps) entries.push_back(steps * output.scale);
   function.table = entries.data();
@@ -68,7 +70,16 @@ TEST(the_functions_of_the_presets_have_segments) {
     const auto segments = find_segments(table);
     CHECK(segments) << "tanh " << table.is_tanh << ", in steps of " << table.input.scale;
     CHECK(segments->degree < kMostPieceDegree) << "the slower, " << segments->degree;
-    check_on_every_isa(table, *segments);
+    check_on_every_isa(table, &*segments);
+  }
+}
+
+TEST(evaluators_of_16_bit_grids_give_every_entry) {
+  const Grid unit = grid(1.0f / 32767, -32767, 32767);
+  for (const int64_t high : {32767, 900}) {
+    const Grid twelve = grid(12.0f / 32767, -high - 1, high), ten = grid(10.0f / 32767, -high - 1, high);
+    check_on_every_isa(table_of(true, twelve, unit), nullptr, Evaluator::kFineTanh12);
+    check_on_every_isa(table_of(true, ten, unit), nullptr, Evaluator::kFineTanh10);
   }
 }
 
@@ -88,7 +99,7 @@ TEST(segments_of_any_grids_give_every_entry) {
       ++tried;
       if (!segments) continue;
       ++found;
-      check_on_every_isa(table, *segments);
+      check_on_every_isa(table, &*segments);
     }
   }
   CHECK(found * 10 >= tried * 9) << found << " of " << tried;
@@ -99,7 +110,7 @@ TEST(tables_of_other_functions_have_no_segments_that_differ) {
   for (const size_t place : {0, 1, 20000, 32768, 40000, 65535}) {
     StepsTable changed = good;
     changed.steps[place] += 1;
-    if (const auto segments = find_segments(changed)) check_on_every_isa(changed, *segments);
+    if (const auto segments = find_segments(changed)) check_on_every_isa(changed, &*segments);
   }
   StepsTable changed = good;
   for (size_t i = 0; i < changed.steps.size(); i += 7) changed.steps[i] = -changed.steps[i];
