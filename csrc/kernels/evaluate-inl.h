@@ -62,12 +62,17 @@ inline __attribute__((always_inline)) void power_within(const Power& c, typename
 #pragma GCC unroll 8
   for (int j = 0; j < N; ++j) {
     const auto power = V::double_times(p[j], n[j]);
-    p[j] = V::div(V::fma(power, V::set(c.slope), V::set(c.numerator)), V::add(power, V::set(c.one)));
+    const auto slope = V::by_sign(steps[j], V::set(c.slope), V::set(c.slope_below));
+    p[j] = V::div(V::fma(power, slope, V::set(c.numerator)), V::add(power, V::set(c.one)));
   }
 #pragma GCC unroll 8
   for (int j = 0; j < N; ++j) {
-    const auto missing = V::round(p[j]), largest = V::set(c.largest);
-    const auto value = V::by_sign(steps[j], V::sub(largest, missing), V::sub(missing, largest));
+    const auto missing = V::round(p[j]);
+    auto value = V::by_sign(steps[j], V::sub(V::set(c.top), missing), V::add(V::set(c.bottom), missing));
+    if (c.near > 0.0f) {
+      const auto line = V::round(V::fma(steps[j], V::set(c.line_slope), V::set(c.line_start)));
+      value = V::by_sign(V::sub(V::abs(steps[j]), V::set(c.near)), value, line);
+    }
     steps[j] = V::mul(value, V::set(c.scale));
   }
 }

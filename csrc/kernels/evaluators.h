@@ -10,15 +10,18 @@
 // multiples (by 0.0006 to 0.0012 of one; no lower degree fits at all); multiplied by a common factor and put right by a
 // search over neighbouring float32 numbers, they miss no entry.
 //
-// Power, for tanh of 16 bits, where most entries are near 1, and what is missing there is small, and so are its errors:
+// Power, for grids of 16 bits, where most entries are near an end of the function's range, and what is missing there is
+// small, and so are its errors:
 //
-//   missing   = (numerator + slope * power) / (one + power), rounded to an integer
-//   magnitude = (largest - missing) * scale
-//   power     = 2**n * P(y - n), y = |q| * per_step, n the integer nearest to y; about exp(2 * |q| * input's scale)
+//   missing = (numerator + slope * power) / (one + power), rounded to an integer
+//   value   = (top - missing) * scale, or (bottom + missing) * scale with the slope `slope_below` where q is negative
+//   power   = 2**n * P(y - n), y = |q| * per_step, n the integer nearest to y; about exp(|q| * input's scale) for
+//             sigmoid, and its square for tanh
 //
 // P has degree 5 and is 2**x interpolated in Chebyshev nodes. The coefficients too are multiplied by a common factor
-// and put right by a search. The slope is there as 1 / scale is not quite an integer, on which an entry may depend.
-// (For sigmoid this form has no exact coefficients: near zero its entries are too close to the halves.)
+// and put right by a search. The slopes are there as 1 / scale is not quite an integer, on which some entries depend.
+// Where |q| < near, sigmoid is so close to the halves between integers that no division's rounding tells its side:
+// there it is a line, (q * line_slope + line_start, rounded to an integer) * scale.
 #pragma once
 
 #include "kernels.h"
@@ -41,8 +44,13 @@ struct Power {
   float one;
   float numerator;
   float slope;
-  float largest;
+  float slope_below;
+  float top;
+  float bottom;
   float scale;
+  float near;  // 0: none
+  float line_slope;
+  float line_start;
 };
 
 constexpr Rational kRationals[] = {
@@ -64,25 +72,48 @@ constexpr Rational kRationals[] = {
      {1.310964346e+00f, 1.432191493e-05f, 1.617816298e-11f, 2.795653129e-18f}},
 };
 constexpr uint32_t kFirstPower = sizeof kRationals / sizeof *kRationals;
-static_assert(kFirstPower == static_cast<uint32_t>(Evaluator::kFineTanh12));
+static_assert(kFirstPower == static_cast<uint32_t>(Evaluator::kFineSigmoid12));
 
 constexpr Power kPowers[] = {
+    // kFineSigmoid12: sigmoid, steps of 12/32767, to steps of 1/32767
+    {5.283468054e-04f,
+     {1.722960830e+00f, 1.194265246e+00f, 4.138932824e-01f, 9.563294053e-02f, 1.667096093e-02f, 2.307280432e-03f},
+     1.722959876e+00f,
+     5.645624609e+04f,
+     -3.039095463e-05f,
+     0.0f,
+     32767.0f,
+     0.0f,
+     1.0f / 32767.0f,
+     40.0f,
+     2.9978f,
+     16383.5166f},
     // kFineTanh12: tanh, steps of 12/32767, to steps of 1/32767
     {1.056693727e-03f,
      {1.680616617e+00f, 1.164914727e+00f, 4.037193954e-01f, 9.328027815e-02f, 1.626177877e-02f, 2.250379650e-03f},
      1.680616617e+00f,
      1.101375312e+05f,
      -3.051356362e-05f,
+     -3.051356362e-05f,
      32767.0f,
-     1.0f / 32767.0f},
+     -32767.0f,
+     1.0f / 32767.0f,
+     0.0f,
+     0.0f,
+     0.0f},
     // kFineTanh10: tanh, steps of 10/32767, to steps of 1/32767
     {8.805781254e-04f,
      {1.236434937e+00f, 8.570314050e-01f, 2.970179319e-01f, 6.862687320e-02f, 1.196381822e-02f, 1.655718544e-03f},
      1.236435175e+00f,
      8.102853125e+04f,
      -3.051271779e-05f,
+     -3.051271779e-05f,
      32767.0f,
-     1.0f / 32767.0f},
+     -32767.0f,
+     1.0f / 32767.0f,
+     0.0f,
+     0.0f,
+     0.0f},
 };
 static_assert(kFirstPower + sizeof kPowers / sizeof *kPowers == kEvaluators);
 

@@ -69,8 +69,8 @@ struct Projection {
 };
 
 // Evaluations that give every entry of a known table exactly: evaluators.h.
-enum class Evaluator : uint32_t { kNone, kSigmoid12, kTanh12, kTanh10, kFineTanh12, kFineTanh10 };
-constexpr int kEvaluators = 6;
+enum class Evaluator : uint32_t { kNone, kSigmoid12, kTanh12, kTanh10, kFineSigmoid12, kFineTanh12, kFineTanh10 };
+constexpr int kEvaluators = 7;
 
 // A table as polynomials over pieces of its grid: segments-inl.h. The piece of q steps is the integer nearest to
 // q * per_step + first, modulo kPieces.

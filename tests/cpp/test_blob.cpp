@@ -165,10 +165,10 @@ TEST(equal_tables_are_stored_once) {
   CHECK(first.functions[kTanhCy].evaluator == Evaluator::kTanh10);
 }
 
-TEST(tanh_of_the_16_bit_preset_has_evaluators) {
+TEST(the_functions_of_the_16_bit_preset_have_evaluators) {
   const AlignedBytes bytes = good_blob(Style::kGates16Preset);
   const Cell cell = Blob(bytes.data(), bytes.size()).cell(0).cell;
-  CHECK(cell.functions[0].evaluator == Evaluator::kNone);
+  CHECK(cell.functions[0].evaluator == Evaluator::kFineSigmoid12);
   CHECK(cell.functions[2].evaluator == Evaluator::kFineTanh12);
   CHECK(cell.functions[kTanhCy].evaluator == Evaluator::kFineTanh10);
 }

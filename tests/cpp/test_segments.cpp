@@ -78,6 +78,7 @@ TEST(evaluators_of_16_bit_grids_give_every_entry) {
   const Grid unit = grid(1.0f / 32767, -32767, 32767);
   for (const int64_t high : {32767, 900}) {
     const Grid twelve = grid(12.0f / 32767, -high - 1, high), ten = grid(10.0f / 32767, -high - 1, high);
+    check_on_every_isa(table_of(false, twelve, unit), nullptr, Evaluator::kFineSigmoid12);
     check_on_every_isa(table_of(true, twelve, unit), nullptr, Evaluator::kFineTanh12);
     check_on_every_isa(table_of(true, ten, unit), nullptr, Evaluator::kFineTanh10);
   }
