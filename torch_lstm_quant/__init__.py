@@ -6,6 +6,8 @@ from torch_lstm_quant.firmware import export_qparams
 from torch_lstm_quant.from_float import from_float
 from torch_lstm_quant.lowering import lower
 from torch_lstm_quant.modules import LSTM, LSTMCell
+from torch_lstm_quant.onnx_export import export_onnx
+from torch_lstm_quant.onnx_translation import onnx_translation_table
 from torch_lstm_quant.qconfig import LSTMQConfig
 from torch_lstm_quant.qparams import CellQParams, QParams, WeightQParams
 from torch_lstm_quant.quantize_fx import convert, prepare, quantize
@@ -28,9 +30,11 @@ __all__ = [
     "backend_config",
     "convert",
     "convert_custom_config",
+    "export_onnx",
     "export_qparams",
     "from_float",
     "lower",
+    "onnx_translation_table",
     "prepare",
     "prepare_custom_config",
     "qconfig_mapping",

@@ -57,6 +57,10 @@ class Projection:
         sums = largest * self.centred_weight().abs().sum(1) + self.offset().abs()
         return int(sums.max())
 
+    def largest_value(self) -> float:
+        """A bound for the magnitude of what comes out, before it is put on a grid."""
+        return self.largest_sum() * self.multiplier().max().item() + self.bias.abs().max().item()
+
     def float_weight(self) -> Tensor:
         """float32 weights, as a sum of float32s takes them."""
         if self.weight_grid is None:

@@ -1,0 +1,83 @@
+"""``export_onnx``: a fused LSTM, or a model with such in it, as ONNX in standard operators that give its bits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from torch_lstm_quant.exported_cell import check_fused
+from torch_lstm_quant.modules import LSTM
+from torch_lstm_quant.onnx_cell import add_layers
+from torch_lstm_quant.onnx_graph import OPSET, Graph, require_onnx
+from torch_lstm_quant.onnx_translation import onnx_translation_table
+
+if TYPE_CHECKING:
+    import onnx
+
+_IR_VERSION = 8  # the one of OPSET
+
+
+def export_onnx(
+    model_or_module: nn.Module, path: str | Path, args: tuple[Any, ...] | Tensor | None = None, **options: Any
+) -> None:
+    """Write a fused LSTM, or a model that contains some, to ONNX in standard operators.
+
+    In ONNX Runtime on a CPU the LSTMs give the bits of the fused module, on every machine. (What surrounds them in a model is
+    what ``torch.onnx.export`` makes of it.)
+
+    A fused LSTM has the inputs ``input``, ``h_0`` and ``c_0`` and the outputs ``output``, ``h_n`` and ``c_n``, all float32 and
+    shaped as for the module, numbers of steps and rows being free.
+
+    Args:
+        model_or_module: what to write; every part may have a grid or be float32.
+        path: the file.
+        args: for a model: example inputs, as for ``torch.onnx.export``. None for a fused LSTM.
+        options: for a model: further arguments of ``torch.onnx.export``: ``dynamic_shapes``, ``input_names`` and so on.
+
+    Raises:
+        ImportError: there is no ``onnx``, or, for a model, no ``onnxscript``.
+        TypeError: not a module; ``args`` that are missing, or given for a fused LSTM.
+        ValueError: a model without a fused LSTM, or with one that ONNX cannot express: the message names it.
+    """
+    if isinstance(model_or_module, LSTM):
+        if args is not None or options:
+            given = ", ".join(["args"] * (args is not None) + list(options))
+            raise TypeError(
+                f"a fused LSTM is written without example inputs and options, all its sizes being known, got {given}"
+            )
+        require_onnx().save(lstm_model(model_or_module), str(path))
+        return
+    table = onnx_translation_table(model_or_module)
+    if args is None:
+        raise TypeError("a model is traced, which needs args, example inputs for it, got None")
+    options = {"verbose": False, **options}  # the library prints nothing
+    args = args if isinstance(args, tuple) else (args,)
+    torch.onnx.export(model_or_module, args, path, dynamo=True, custom_translation_table=table, **options)
+
+
+def lstm_model(module: LSTM) -> onnx.ModelProto:
+    """A model of one fused LSTM."""
+    onnx = require_onnx()
+    check_fused(module, "export_onnx")
+    graph = Graph("lstm_")
+    x = graph.op("Transpose", "input", perm=[1, 0, 2]) if module.batch_first else "input"
+    output, h_n, c_n = add_layers(graph, module.cells(), x, "h_0", "c_0")
+    output = graph.op("Transpose", output, perm=[1, 0, 2]) if module.batch_first else output
+    for value, name in ((output, "output"), (h_n, "h_n"), (c_n, "c_n")):
+        graph.nodes.append(onnx.helper.make_node("Identity", [value], [name], name=f"{name}_node"))
+    order: list[str | int] = ["batch", "steps"] if module.batch_first else ["steps", "batch"]
+    directions = 1 + module.bidirectional
+    states: list[str | int] = [module.num_layers * directions, "batch", module.hidden_size]
+    inputs = {"input": [*order, module.input_size], "h_0": states, "c_0": states}
+    outputs = {"output": [*order, directions * module.hidden_size], "h_n": states, "c_n": states}
+    proto = graph.proto(
+        "torch_lstm_quant",
+        *([graph.value_info(name, torch.float32, shape) for name, shape in shapes.items()] for shapes in (inputs, outputs)),
+    )
+    opsets = [onnx.helper.make_opsetid("", OPSET)]
+    model = onnx.helper.make_model(proto, opset_imports=opsets, ir_version=_IR_VERSION, producer_name="torch_lstm_quant")
+    onnx.checker.check_model(model)
+    return model
