@@ -11,11 +11,11 @@ from torch import nn
 
 from torch_lstm_quant.cell import Cell
 from torch_lstm_quant.exported_cell import check_fused
-from torch_lstm_quant.lowering import what_was_found
 from torch_lstm_quant.modules import LSTM
 from torch_lstm_quant.onnx_cell import add_layers
 from torch_lstm_quant.onnx_graph import Graph, require_onnx
 from torch_lstm_quant.quantized_adapter import QuantizedBoundaryLSTM
+from torch_lstm_quant.stages import what_was_found
 
 
 def onnx_translation_table(model: nn.Module) -> dict[Callable[..., Any], Callable[..., Any]]:
