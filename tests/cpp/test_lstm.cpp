@@ -247,6 +247,21 @@ TEST(integers_in_and_out_are_those_of_the_grids) {
   CHECK(same_bits(back, floats.output)) << "output";
 }
 
+TEST(a_hidden_state_that_is_not_wanted_is_the_output_alone) {
+  Dice dice(4);
+  const RandomStack stack(dice, {20, 40, 1, 1}, Style::kInt8Preset);
+  const AlignedBytes bytes = stack.pack();
+  const Blob blob(bytes.data(), bytes.size());
+  SerialParallel serial;
+  FloatCall with(dice, stack.sizes(), 1, 3, true), without = with;
+  run_lstm(blob, scalar(), serial, with.call());
+  Call call = without.call();
+  call.h_n = nullptr;
+  run_lstm(blob, scalar(), serial, call);
+  CHECK(same_bits(without.output, with.h_n)) << "output";
+  CHECK(same_bits(without.c_n, with.c_n)) << "c_n";
+}
+
 TEST(integers_for_a_part_without_a_grid_are_refused) {
   Dice dice(3);
   const RandomStack stack(dice, {4, 5, 1, 1}, Style::kFloat);
