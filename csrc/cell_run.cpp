@@ -12,6 +12,10 @@ size_t max_operand_stride(size_t depth) {
   return round_up(round_up(depth, kUnits) * sizeof(float), kAlign);
 }
 
+const void* weights_of(const Projection& projection, int32_t block) {
+  return static_cast<const char*>(projection.weights) + block * projection.block_bytes;
+}
+
 }  // namespace
 
 CellState CellState::take(Arena& arena, const Cell& cell, int64_t rows) {
@@ -251,8 +255,15 @@ void CellRun::step(int64_t step, int64_t rows_before, const Chunk& chunk) const 
     const int32_t length = std::min(chunk.group, mine.blocks() - begin);
     args.first_block = args.descending ? mine.last_block - begin - length : mine.first_block + begin;
     args.last_block = args.first_block + length;
+    args.then = nullptr;
     if (chunk.group < mine.blocks()) {
-      kernels.project(projection(static_cast<int64_t>(args.rows), args.first_block, args.last_block, chunk.igates));
+      ProjectArgs input = projection(static_cast<int64_t>(args.rows), args.first_block, args.last_block, chunk.igates);
+      input.then = weights_of(cell.hidden, args.descending ? args.last_block - 1 : args.first_block);
+      kernels.project(input);
+      const int32_t next = args.descending ? args.first_block - chunk.group : args.last_block;
+      if (next < mine.last_block && next > mine.first_block - chunk.group) {
+        args.then = weights_of(cell.input, std::max(next, mine.first_block));
+      }
     }
     args.igates_stride = static_cast<size_t>(length) * kBlock;
     args.igates = chunk.by_changes ? changed_igates : chunk.igates + rows_before * args.igates_stride;

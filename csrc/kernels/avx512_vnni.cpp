@@ -41,6 +41,7 @@ struct VnniDot {
   static constexpr int kOperandBytes = kGroup;
   static constexpr bool kPrefetches = false;
   static constexpr int kMaxRows = 6;
+  static constexpr bool kFetchesLater = false;
   static constexpr int kSplit = 2;
   static constexpr int kFetchBytes = 0;
 

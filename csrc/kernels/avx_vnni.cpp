@@ -33,6 +33,7 @@ struct VnniDot {
   static constexpr int kOperandBytes = kGroup;
   static constexpr bool kPrefetches = true;
   static constexpr int kMaxRows = 6;
+  static constexpr bool kFetchesLater = false;
   static constexpr int kSplit = 1;
   static constexpr int kFetchBytes = 0;
 

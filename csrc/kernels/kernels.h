@@ -164,6 +164,8 @@ struct ProjectArgs {
   void* scratch;  // scratch_bytes(rows, padded_depth), the calling thread's own
   // Of a single row: what to make its sums of, instead of `operand`. Null: the operand.
   const Delta* delta = nullptr;
+  // A block's weights that the call after this one begins with, which a kernel may fetch. Null: unknown.
+  const void* then = nullptr;
 };
 
 // A projection of kAheadRows rows in parts: when all have been done, in ascending order, igates are as project would
@@ -197,6 +199,7 @@ struct StepArgs {
   int32_t ahead_part = 0;
   // Of a single row, without `ahead`: what to make its sums of, instead of `h`. Null: h.
   const Delta* delta = nullptr;
+  const void* then = nullptr;  // as in ProjectArgs
 };
 
 // Room for a form of the operand rows with four bytes for each column, a few words for each row, and a tile of sums.

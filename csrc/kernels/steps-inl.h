@@ -4,7 +4,7 @@
 //   kTailVectors   vectors that the tail of int8() takes side by side
 //   kOverlapBytes  weights of a block up to which the tail of a single row of int8() goes block by block: then it runs
 //                  while the next block's weights come in
-//   Int8, Wide, Float    Rows -> sums: constructed from (projection, operand, stride, rows, scratch); called with
+//   Int8, Wide, Float    Rows -> sums: constructed from (projection, operand, stride, rows, walk, scratch); called with
 //                  (block, first_row, rows, sink), they give each row's sums to sink(row, column, V::F)
 //   DeltaDot       Dot for sums from what changed, see delta-inl.h
 //   Ahead          StepArgs -> sums, for steps with StepArgs::ahead; void: the ISA does not project ahead
@@ -31,7 +31,7 @@ static_assert(kChunkRows * kBlock * sizeof(float) <= 16384, "scratch_bytes has n
 template <class Dot>
 class DotSums {
  public:
-  DotSums(const Projection& projection, const void* operand, size_t stride, size_t, void*)
+  DotSums(const Projection& projection, const void* operand, size_t stride, size_t, const Walk&, void*)
       : projection_(projection), rows_{static_cast<const char*>(operand), stride, nullptr} {}
 
   template <class Sink>
@@ -90,16 +90,20 @@ struct KernelsOf {
   static void project(const ProjectArgs& args) {
     const Projection& projection = *args.projection;
     char* rest = static_cast<char*>(args.scratch) + kSumsBytes;
+    const Walk walk{args.first_block, args.last_block, false, args.then};
     switch (projection.sums) {
       case Sums::kInt8:
         if (args.delta != nullptr) {
           return project_with(args, DeltaSums<typename Isa::DeltaDot>(projection, *args.delta));
         }
-        return project_with(args, typename Isa::Int8(projection, args.operand, args.operand_stride, args.rows, rest));
+        return project_with(args,
+                            typename Isa::Int8(projection, args.operand, args.operand_stride, args.rows, walk, rest));
       case Sums::kFloat:
-        return project_with(args, typename Isa::Float(projection, args.operand, args.operand_stride, args.rows, rest));
+        return project_with(args,
+                            typename Isa::Float(projection, args.operand, args.operand_stride, args.rows, walk, rest));
       case Sums::kWide:
-        return project_with(args, typename Isa::Wide(projection, args.operand, args.operand_stride, args.rows, rest));
+        return project_with(args,
+                            typename Isa::Wide(projection, args.operand, args.operand_stride, args.rows, walk, rest));
     }
   }
 
@@ -110,6 +114,7 @@ struct KernelsOf {
   static void step(const StepArgs& args) {
     const Projection& hidden = args.cell->hidden;
     char* rest = static_cast<char*>(args.scratch) + kSumsBytes;
+    const Walk walk{args.first_block, args.last_block, args.descending, args.then};
     switch (hidden.sums) {
       case Sums::kInt8: {
         if (args.delta != nullptr) {
@@ -118,12 +123,14 @@ struct KernelsOf {
         if constexpr (kProjectsAhead) {
           if (args.ahead != nullptr) return step_with_int8(args, typename Isa::Ahead(args));
         }
-        return step_with_int8(args, typename Isa::Int8(hidden, args.h, args.h_stride, args.rows, rest));
+        return step_with_int8(args, typename Isa::Int8(hidden, args.h, args.h_stride, args.rows, walk, rest));
       }
       case Sums::kFloat:
-        return step_with<CellForm::kAny>(args, typename Isa::Float(hidden, args.h, args.h_stride, args.rows, rest));
+        return step_with<CellForm::kAny>(args,
+                                         typename Isa::Float(hidden, args.h, args.h_stride, args.rows, walk, rest));
       case Sums::kWide:
-        return step_with<CellForm::kAny>(args, typename Isa::Wide(hidden, args.h, args.h_stride, args.rows, rest));
+        return step_with<CellForm::kAny>(args,
+                                         typename Isa::Wide(hidden, args.h, args.h_stride, args.rows, walk, rest));
     }
   }
 

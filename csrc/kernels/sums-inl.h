@@ -5,6 +5,7 @@
 //   kOperandBytes          bytes of an operand row that hold a group
 //   kMaxRows               rows of the highest tile
 //   vectors(rows)          vectors of columns in a tile of so many rows
+//   kFetchesLater          whether tiles of several rows fetch weights that are read later, see LaterWeights
 //   kSplit                 sums that the groups of a single row go to in turn, to hide the latency of one
 //   kFetchBytes            how far ahead a single row's weights are fetched; 0: the CPU's own prefetchers do it
 //   Operand operand(const char*)
@@ -50,6 +51,33 @@ struct BlockWeights {
         offset(projection.offset) {}
 };
 
+// Weights that are read later: a line of them is fetched into the second-level cache with each group of a tile, so that
+// the first rows that need them do not wait for them.
+struct LaterWeights {
+  const char* next = nullptr;
+  size_t step = 0;  // bytes
+
+  void fetch() {
+    __builtin_prefetch(next, 0, 2);
+    next += step;
+  }
+};
+
+// The blocks that a call of a kernel goes through, and the weights that the next call begins with, or null.
+struct Walk {
+  int32_t first_block;
+  int32_t last_block;
+  bool descending;
+  const void* then;
+
+  // The weights that are read after those of `block`, or null.
+  const char* after(const Projection& projection, int32_t block) const {
+    if (block == (descending ? first_block : last_block - 1)) return static_cast<const char*>(then);
+    const size_t next = block + (descending ? -1 : 1);
+    return static_cast<const char*>(projection.weights) + next * projection.block_bytes;
+  }
+};
+
 // What integer sums of products start from.
 template <class V>
 inline __attribute__((always_inline)) typename V::I first_sums(const BlockWeights& block, int column, int32_t offset,
@@ -69,7 +97,7 @@ inline __attribute__((always_inline)) Vector in_register(Vector v) {
 // sink(row, column, V::F) takes the sums of a row for a vector of columns.
 template <class Dot, int kRows, int kVectors, int kSplit, class Sink>
 __attribute__((noinline)) void sum_tile(const OperandRows& rows, size_t first_row, const BlockWeights& block,
-                                        int first_vector, const Sink& sink) {
+                                        int first_vector, const Sink& sink, LaterWeights later) {
   using V = typename Dot::V;
   constexpr size_t kVectorBytes = V::kLanes * sizeof(float);
   const char* weights = block.weights + first_vector * kVectorBytes;
@@ -94,6 +122,7 @@ __attribute__((noinline)) void sum_tile(const OperandRows& rows, size_t first_ro
         __builtin_prefetch(weights + Dot::kFetchBytes + line);
       }
     }
+    if constexpr (Dot::kFetchesLater && kRows > 1) later.fetch();
 #pragma GCC unroll 8
     for (int s = 0; s < kSplit; ++s) {
       typename Dot::Weights columns[kVectors];
@@ -109,6 +138,7 @@ __attribute__((noinline)) void sum_tile(const OperandRows& rows, size_t first_ro
       operand += Dot::kOperandBytes;
     }
   }
+  const Sink own_sink = sink;  // its own: the compiler cannot tell that what is written leaves the caller's as it is
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 8
@@ -116,31 +146,33 @@ __attribute__((noinline)) void sum_tile(const OperandRows& rows, size_t first_ro
       auto sum = totals[0][r][v];
 #pragma GCC unroll 8
       for (int s = 1; s < kSplit; ++s) sum = Dot::join(sum, totals[s][r][v]);
-      sink(first_row + r, (first_vector + v) * V::kLanes, Dot::total(sum));
+      own_sink(first_row + r, (first_vector + v) * V::kLanes, Dot::total(sum));
     }
   }
 }
 
 // The sums of `count` rows, 1 <= count <= kRows, all columns.
 template <class Dot, int kRows, class Sink>
-void sum_rows(const OperandRows& rows, size_t first_row, size_t count, const BlockWeights& block, const Sink& sink) {
+void sum_rows(const OperandRows& rows, size_t first_row, size_t count, const BlockWeights& block, const Sink& sink,
+              LaterWeights& later) {
   constexpr int kVectors = Dot::vectors(kRows);
   constexpr int kSplit = kRows == 1 ? Dot::kSplit : 1;
   if constexpr (kRows > 1) {
-    if (count < kRows) return sum_rows<Dot, kRows - 1>(rows, first_row, count, block, sink);
+    if (count < kRows) return sum_rows<Dot, kRows - 1>(rows, first_row, count, block, sink, later);
   }
   for (int vector = 0; vector < kBlock / Dot::V::kLanes; vector += kVectors) {
-    sum_tile<Dot, kRows, kVectors, kSplit>(rows, first_row, block, vector, sink);
+    sum_tile<Dot, kRows, kVectors, kSplit>(rows, first_row, block, vector, sink, later);
+    if constexpr (Dot::kFetchesLater) later.next += block.groups * later.step;
   }
 }
 
 // Sums of any number of rows: in tiles of nearly equal heights, as a last tile of one row would waste most of its work.
 template <class Dot, class Sink>
-void sum_all_rows(const OperandRows& rows, size_t first_row, size_t count, const BlockWeights& block,
-                  const Sink& sink) {
+void sum_all_rows(const OperandRows& rows, size_t first_row, size_t count, const BlockWeights& block, const Sink& sink,
+                  LaterWeights later = {}) {
   for (size_t tiles = (count + Dot::kMaxRows - 1) / Dot::kMaxRows; tiles > 0; --tiles) {
     const size_t height = (count + tiles - 1) / tiles;
-    sum_rows<Dot, Dot::kMaxRows>(rows, first_row, height, block, sink);
+    sum_rows<Dot, Dot::kMaxRows>(rows, first_row, height, block, sink, later);
     first_row += height;
     count -= height;
   }
@@ -155,6 +187,7 @@ struct FloatDot {
   using Sum = typename V::F;
   static constexpr int kOperandBytes = sizeof(float);
   static constexpr int kMaxRows = kTileRows;
+  static constexpr bool kFetchesLater = false;
   static constexpr int kSplit = 1;
   static constexpr int kFetchBytes = 0;
 

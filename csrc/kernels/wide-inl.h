@@ -44,6 +44,7 @@ struct WideDot {
   };
   static constexpr int kOperandBytes = sizeof(WideGroup);
   static constexpr int kMaxRows = kTileRows;
+  static constexpr bool kFetchesLater = false;
   static constexpr int kSplit = 1;
   static constexpr int kFetchBytes = 0;
 
@@ -86,7 +87,7 @@ struct WideDot {
 template <class Dot>
 class WideSums {
  public:
-  WideSums(const Projection& projection, const void* operand, size_t stride, size_t rows, void* scratch)
+  WideSums(const Projection& projection, const void* operand, size_t stride, size_t rows, const Walk&, void* scratch)
       : projection_(projection), operand_(static_cast<const char*>(operand)), stride_(stride) {
     if (projection.depth > kMaxWideDepth) return;
     const size_t groups = projection.padded_depth / kGroup;
