@@ -86,6 +86,14 @@ def test_the_c_example_gives_the_fused_bits_of_deep_sums(name: str, tmp_path: Pa
     assert_same_bits([[deep.cell()]], *deep.inputs(), tmp_path)
 
 
+def test_a_cell_is_exported_as_one_layer(tmp_path: Path) -> None:
+    layers = random_layers(Dice(5), 9, 7, 1, 1, "int8_gates16")
+    tlq.export_qparams(tlq.LSTM(layers), tmp_path / "lstm")
+    tlq.export_qparams(tlq.LSTMCell(layers[0][0]), tmp_path / "cell")
+    assert (tmp_path / "cell.json").read_text() == (tmp_path / "lstm.json").read_text()
+    assert "cell_model = " in (tmp_path / "cell.h").read_text()
+
+
 def read_cells(path: Path) -> list[list[Cell]]:
     """The cells, from JSON and npz alone."""
     document, arrays = json.loads(path.with_suffix(".json").read_text()), np.load(path.with_suffix(".npz"))
@@ -177,9 +185,9 @@ def test_names_that_are_no_identifiers_compile(tmp_path: Path) -> None:
 
 def test_what_cannot_be_exported_is_refused(tmp_path: Path) -> None:
     module = tlq.LSTM(random_layers(Dice(0), 3, 4, 1, 1, "int8"))
-    with pytest.raises(TypeError, match=r"takes a fused LSTM.*got Sequential: pass one of its fused LSTMs: 0"):
+    with pytest.raises(TypeError, match=r"takes a fused .*LSTM or LSTMCell, got Sequential: pass one of its fused LSTMs: 0"):
         tlq.export_qparams(torch.nn.Sequential(module), tmp_path / "lstm")  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match=r"got LSTM: quantize"):
+    with pytest.raises(TypeError, match=r"got torch\.nn\.LSTM: quantize"):
         tlq.export_qparams(torch.nn.LSTM(3, 4), tmp_path / "lstm")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"some of json, npz, h, got \['c'\]"):
         tlq.export_qparams(module, tmp_path / "lstm", formats=["c"])

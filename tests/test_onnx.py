@@ -83,6 +83,19 @@ def test_any_mix_of_parts_gives_the_fused_bits(seed: int) -> None:
         assert_same_bits(runner, outputs_of(module, *call), *call)
 
 
+@pytest.mark.parametrize("preset", [None, *PRESETS])
+def test_a_cell_gives_the_fused_bits(preset: str | None, tmp_path: Path) -> None:
+    for seed in range(4):
+        dice = Dice(seed)
+        ((cell,),) = random_layers(dice, dice.integer(1, 40), dice.integer(1, 24), 1, 1, preset)
+        module = tlq.LSTMCell(cell)
+        tlq.export_onnx(module, tmp_path / "cell.onnx")
+        runner = session(tmp_path / "cell.onnx")
+        for rows in (1, 3):
+            x, h, c = (random_input(dice, rows, size) for size in (cell.input_size, cell.hidden_size, cell.hidden_size))
+            assert_same_bits(runner, list(module(x, (h, c))), x, h, c)
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("bias", [False, True])
 def test_a_quantized_nn_lstm_gives_the_fused_bits(preset: str, bias: bool, tmp_path: Path) -> None:
@@ -142,17 +155,18 @@ def test_only_standard_operators_that_are_exact_are_used(preset: str | None) -> 
 
 
 class Two(nn.Module):
-    """One LSTM called without states, one with, and a Linear that stays float32 outside of what is compared."""
+    """One LSTM called without states, one with, and a cell."""
 
     def __init__(self) -> None:
         super().__init__()
+        self.cell = nn.LSTMCell(5, 4)
         self.first = nn.LSTM(6, 8, num_layers=2, bidirectional=True, batch_first=True)
         self.second = nn.LSTM(16, 5)
 
     def forward(self, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, ...]:
         y, (first_h, first_c) = self.first(x)
         y, (h_n, c_n) = self.second(y.transpose(0, 1).relu(), (h, c))
-        return y, first_h, first_c, h_n, c_n
+        return y, first_h, first_c, h_n, c_n, *self.cell(h_n[0])
 
 
 @pytest.fixture(scope="module")

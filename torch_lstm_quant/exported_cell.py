@@ -12,6 +12,8 @@ from torch_lstm_quant.modules import LSTM, LSTMCell
 from torch_lstm_quant.qparams import Grids, QParams, WeightQParams
 from torch_lstm_quant.tables import function_table
 
+Fused = LSTM | LSTMCell
+
 SIDES = {"ih": "x", "hh": "hx"}
 """The two projections, and the part that each reads."""
 
@@ -101,16 +103,15 @@ def functions(cell: Cell) -> list[Function]:
     return [Function(*function) for function in cell.qparams.function_grids()]
 
 
-def check_fused(module: object, caller: str) -> LSTM:
+def check_fused(module: object, caller: str) -> Fused:
     """``module``, or a TypeError that says what to pass to ``caller``."""
-    if isinstance(module, LSTM):
+    if isinstance(module, (LSTM, LSTMCell)):
         if module.packed().is_meta:
             raise ValueError(f"{caller} needs an LSTM on the CPU, got one on the meta device: load its state first")
         return module
     found = []
     if isinstance(module, nn.Module):
-        found = [path for path, child in module.named_modules() if path and isinstance(child, LSTM)]
+        found = [path for path, child in module.named_modules() if path and isinstance(child, (LSTM, LSTMCell))]
     advice = f"pass one of its fused LSTMs: {', '.join(found)}" if found else "quantize(...) or lower(...) makes one"
-    if isinstance(module, LSTMCell):
-        advice = "pass the LSTM of that cell, torch_lstm_quant.LSTM(module.cells())"
-    raise TypeError(f"{caller} takes a fused LSTM, torch_lstm_quant.LSTM, got {type(module).__name__}: {advice}")
+    name = f"torch.nn.{type(module).__name__}" if isinstance(module, (nn.LSTM, nn.LSTMCell)) else type(module).__name__
+    raise TypeError(f"{caller} takes a fused torch_lstm_quant.LSTM or LSTMCell, got {name}: {advice}")

@@ -12,15 +12,14 @@ from torch import Tensor
 
 from torch_lstm_quant.c_header import c_header
 from torch_lstm_quant.cell import Cell
-from torch_lstm_quant.exported_cell import Function, Projection, check_fused, functions, projections
-from torch_lstm_quant.modules import LSTM
+from torch_lstm_quant.exported_cell import Function, Fused, Projection, check_fused, functions, projections
 from torch_lstm_quant.qparams import GATES, GRID_FIELDS, PER_GATE_PARTS, SECOND_GRIDS, QParams
 
 FORMAT_VERSION = 1
 FORMATS = ("json", "npz", "h")
 
 
-def export_qparams(module: LSTM, path: str | Path, *, formats: Sequence[str] = FORMATS) -> list[Path]:
+def export_qparams(module: Fused, path: str | Path, *, formats: Sequence[str] = FORMATS) -> list[Path]:
     """Write everything that a fused LSTM computes with: weights, folded biases, scales, zero points, tables.
 
     - ``path.json``: sizes and the grid of every part, layer by layer and direction by direction, and the names of the arrays.
@@ -30,7 +29,7 @@ def export_qparams(module: LSTM, path: str | Path, *, formats: Sequence[str] = F
     ``docs/export.md`` says what each entry means, ``docs/numerics.md`` what to compute with them.
 
     Args:
-        module: a fused LSTM, any mix of grids and float32 parts.
+        module: a fused LSTM or LSTMCell (one layer, one direction), any mix of grids and float32 parts.
         path: where to write, without a suffix. Its last part names the variables of the C header.
         formats: which of "json", "npz" and "h" to write; the first two belong together.
 
@@ -62,11 +61,12 @@ def export_qparams(module: LSTM, path: str | Path, *, formats: Sequence[str] = F
     return written
 
 
-def describe(module: LSTM) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def describe(module: Fused) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """What the JSON holds, and the arrays that it names."""
     arrays = _Arrays()
     cells = []
-    for layer, directions in enumerate(module.cells()):
+    layers = module.cells()
+    for layer, directions in enumerate(layers):
         for direction, cell in enumerate(directions):
             suffix = f"l{layer}{'_reverse' if direction else ''}"
             cells.append({"layer": layer, "reverse": bool(direction), **_describe_cell(cell, suffix, arrays)})
@@ -75,9 +75,9 @@ def describe(module: LSTM) -> tuple[dict[str, Any], dict[str, Tensor]]:
         "format_version": FORMAT_VERSION,
         "input_size": module.input_size,
         "hidden_size": module.hidden_size,
-        "num_layers": module.num_layers,
-        "bidirectional": module.bidirectional,
-        "batch_first": module.batch_first,
+        "num_layers": len(layers),
+        "bidirectional": len(layers[0]) == 2,
+        "batch_first": getattr(module, "batch_first", False),
         "gates": list(GATES),
         "cells": cells,
     }

@@ -76,11 +76,7 @@ def _run_cell(graph: Graph, cell: Cell, x: str, h: str, c: str, *, reverse: bool
     """Adds a cell over a whole sequence ``x``; returns the output, in the order of time, and the new states."""
     qparams, sides = cell.qparams, projections(cell)
     igates = _on_gate_grids(graph, _project(graph, sides["ih"], x, steps=True), qparams.igates)
-    # what a step writes on the grid on which the next one reads is there already, and so are the first states from here on
-    if _keeps_h(qparams):
-        h = _on_grid(graph, h, qparams.hx)
-    if _keeps_c(qparams):
-        c = _on_grid(graph, c, qparams.cx)
+    h, c = _first_states(graph, qparams, h, c)
     body = graph.inner("step")
     names = [body.name(name) for name in ("h", "c", "igates")]
     new_h, new_c = _step(body, cell, *names)
@@ -93,6 +89,18 @@ def _run_cell(graph: Graph, cell: Cell, x: str, h: str, c: str, *, reverse: bool
     directions = {"scan_input_directions": [int(reverse)], "scan_output_directions": [int(reverse)]}
     h_n, c_n, output = graph.ops("Scan", 3, h, c, igates, body=proto, num_scan_inputs=1, **directions)
     return output, h_n, c_n
+
+
+def add_step(graph: Graph, cell: Cell, x: str, h: str, c: str) -> tuple[str, str]:
+    """Adds one step of a cell: from float32 ``[B, input_size]`` and the states ``[B, hidden_size]`` to the new states."""
+    igates = _on_gate_grids(graph, _project(graph, projections(cell)["ih"], x, steps=False), cell.qparams.igates)
+    return _step(graph, cell, *_first_states(graph, cell.qparams, h, c), igates)
+
+
+def _first_states(graph: Graph, qparams: CellQParams, h: str, c: str) -> tuple[str, str]:
+    """The states from which on each is on the grid on which it is read, where a step writes it on that grid."""
+    h = _on_grid(graph, h, qparams.hx) if _keeps_h(qparams) else h
+    return h, _on_grid(graph, c, qparams.cx) if _keeps_c(qparams) else c
 
 
 def _step(graph: Graph, cell: Cell, h: str, c: str, igates: str) -> tuple[str, str]:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from torch_lstm_quant.exported_cell import check_fused
-from torch_lstm_quant.modules import LSTM
-from torch_lstm_quant.onnx_cell import add_layers
+from torch_lstm_quant.exported_cell import Fused, check_fused
+from torch_lstm_quant.modules import LSTM, LSTMCell
+from torch_lstm_quant.onnx_cell import add_layers, add_step
 from torch_lstm_quant.onnx_graph import OPSET, Graph, require_onnx
 from torch_lstm_quant.onnx_translation import onnx_translation_table
 
@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     import onnx
 
 _IR_VERSION = 8  # the one of OPSET
+
+Axes = list[str | int]
+Inputs = dict[str, Axes]
+Outputs = dict[str, tuple[str, Axes]]  # what the graph calls it, and its axes
 
 
 def export_onnx(
@@ -29,7 +33,8 @@ def export_onnx(
     what ``torch.onnx.export`` makes of it.)
 
     A fused LSTM has the inputs ``input``, ``h_0`` and ``c_0`` and the outputs ``output``, ``h_n`` and ``c_n``, all float32 and
-    shaped as for the module, numbers of steps and rows being free.
+    shaped as for the module, numbers of steps and rows being free. A fused LSTMCell has ``input``, ``h_0``, ``c_0`` and
+    ``h_1``, ``c_1``.
 
     Args:
         model_or_module: what to write; every part may have a grid or be float32.
@@ -42,7 +47,7 @@ def export_onnx(
         TypeError: not a module; ``args`` that are missing, or given for a fused LSTM.
         ValueError: a model without a fused LSTM, or with one that ONNX cannot express: the message names it.
     """
-    if isinstance(model_or_module, LSTM):
+    if isinstance(model_or_module, (LSTM, LSTMCell)):
         if args is not None or options:
             given = ", ".join(["args"] * (args is not None) + list(options))
             raise TypeError(
@@ -58,26 +63,41 @@ def export_onnx(
     torch.onnx.export(model_or_module, args, path, dynamo=True, custom_translation_table=table, **options)
 
 
-def lstm_model(module: LSTM) -> onnx.ModelProto:
-    """A model of one fused LSTM."""
+def lstm_model(module: Fused) -> onnx.ModelProto:
+    """A model of one fused LSTM or LSTMCell."""
     onnx = require_onnx()
     check_fused(module, "export_onnx")
     graph = Graph("lstm_")
-    x = graph.op("Transpose", "input", perm=[1, 0, 2]) if module.batch_first else "input"
-    output, h_n, c_n = add_layers(graph, module.cells(), x, "h_0", "c_0")
-    output = graph.op("Transpose", output, perm=[1, 0, 2]) if module.batch_first else output
-    for value, name in ((output, "output"), (h_n, "h_n"), (c_n, "c_n")):
+    inputs, outputs = _add_cell(graph, module) if isinstance(module, LSTMCell) else _add_lstm(graph, module)
+    for name, (value, _) in outputs.items():
         graph.nodes.append(onnx.helper.make_node("Identity", [value], [name], name=f"{name}_node"))
-    order: list[str | int] = ["batch", "steps"] if module.batch_first else ["steps", "batch"]
-    directions = 1 + module.bidirectional
-    states: list[str | int] = [module.num_layers * directions, "batch", module.hidden_size]
-    inputs = {"input": [*order, module.input_size], "h_0": states, "c_0": states}
-    outputs = {"output": [*order, directions * module.hidden_size], "h_n": states, "c_n": states}
     proto = graph.proto(
         "torch_lstm_quant",
-        *([graph.value_info(name, torch.float32, shape) for name, shape in shapes.items()] for shapes in (inputs, outputs)),
+        [graph.value_info(name, torch.float32, shape) for name, shape in inputs.items()],
+        [graph.value_info(name, torch.float32, shape) for name, (_, shape) in outputs.items()],
     )
     opsets = [onnx.helper.make_opsetid("", OPSET)]
     model = onnx.helper.make_model(proto, opset_imports=opsets, ir_version=_IR_VERSION, producer_name="torch_lstm_quant")
     onnx.checker.check_model(model)
     return model
+
+
+def _add_lstm(graph: Graph, module: LSTM) -> tuple[Inputs, Outputs]:
+    """Adds the module in its own call form; returns its inputs and outputs."""
+    x = graph.op("Transpose", "input", perm=[1, 0, 2]) if module.batch_first else "input"
+    output, h_n, c_n = add_layers(graph, module.cells(), x, "h_0", "c_0")
+    output = graph.op("Transpose", output, perm=[1, 0, 2]) if module.batch_first else output
+    order: Axes = ["batch", "steps"] if module.batch_first else ["steps", "batch"]
+    directions = 1 + module.bidirectional
+    states: Axes = [module.num_layers * directions, "batch", module.hidden_size]
+    inputs: Inputs = {"input": [*order, module.input_size], "h_0": states, "c_0": states}
+    wide: Axes = [*order, directions * module.hidden_size]
+    return inputs, {"output": (output, wide), "h_n": (h_n, states), "c_n": (c_n, states)}
+
+
+def _add_cell(graph: Graph, module: LSTMCell) -> tuple[Inputs, Outputs]:
+    ((cell,),) = module.cells()
+    h_1, c_1 = add_step(graph, cell, "input", "h_0", "c_0")
+    states: Axes = ["batch", module.hidden_size]
+    inputs: Inputs = {"input": ["batch", module.input_size], "h_0": states, "c_0": states}
+    return inputs, {"h_1": (h_1, states), "c_1": (c_1, states)}

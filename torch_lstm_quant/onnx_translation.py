@@ -11,7 +11,7 @@ from torch import nn
 
 from torch_lstm_quant.cell import Cell
 from torch_lstm_quant.exported_cell import check_fused
-from torch_lstm_quant.modules import LSTM
+from torch_lstm_quant.modules import LSTM, LSTMCell
 from torch_lstm_quant.onnx_cell import add_layers
 from torch_lstm_quant.onnx_graph import Graph, require_onnx
 from torch_lstm_quant.quantized_adapter import QuantizedBoundaryLSTM
@@ -76,7 +76,7 @@ def _cells_by_name(model: nn.Module) -> dict[str, list[list[Cell]]]:
                 f"{path or 'the LSTM'} takes and gives quantized tensors, which cannot be written to ONNX: quantize the model "
                 "with torch_lstm_quant.quantize, whose LSTMs take and give float32"
             )
-        if isinstance(module, LSTM):
+        if isinstance(module, (LSTM, LSTMCell)):
             name = "b_" + re.sub(r"[^a-zA-Z0-9]", "_", f"{path}._packed" if path else "_packed")
             if name in paths:
                 raise ValueError(f"the paths of {paths[name]} and {path} become the same name in ONNX, got {name}: rename one")
