@@ -155,7 +155,7 @@ def test_only_standard_operators_that_are_exact_are_used(preset: str | None) -> 
 
 
 class Two(nn.Module):
-    """One LSTM called without states, one with, and a cell."""
+    """One LSTM called without states, one with, one with lengths, and a cell."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -163,10 +163,11 @@ class Two(nn.Module):
         self.first = nn.LSTM(6, 8, num_layers=2, bidirectional=True, batch_first=True)
         self.second = nn.LSTM(16, 5)
 
-    def forward(self, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, x: Tensor, h: Tensor, c: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, ...]:
+        padded, (last_h, last_c) = self.first(x) if lengths is None else self.first(x, None, lengths)
         y, (first_h, first_c) = self.first(x)
         y, (h_n, c_n) = self.second(y.transpose(0, 1).relu(), (h, c))
-        return y, first_h, first_c, h_n, c_n, *self.cell(h_n[0])
+        return y, first_h, first_c, h_n, c_n, *self.cell(h_n[0]), padded, last_h, last_c
 
 
 @pytest.fixture(scope="module")
@@ -180,15 +181,16 @@ def two() -> nn.Module:
 @pytest.mark.parametrize("optimize", [True, False])
 def test_a_model_gives_its_own_bits(two: nn.Module, optimize: bool, tmp_path: Path) -> None:
     batch, steps = torch.export.Dim("batch"), torch.export.Dim("steps")
-    example = torch.randn(2, 7, 6), torch.zeros(1, 2, 5), torch.zeros(1, 2, 5)
+    example = torch.randn(2, 7, 6), torch.zeros(1, 2, 5), torch.zeros(1, 2, 5), torch.tensor([7, 3])
     file = tmp_path / "two.onnx"
-    dynamic_shapes = {0: batch, 1: steps}, {1: batch}, {1: batch}
+    dynamic_shapes = {0: batch, 1: steps}, {1: batch}, {1: batch}, {0: batch}
     tlq.export_onnx(two, file, example, dynamic_shapes=dynamic_shapes, optimize=optimize)
     assert {node.domain for node in onnx.load(file).graph.node} == {""}
     runner = session(file)
     for rows, length in ((1, 1), (3, 30)):
-        call = torch.randn(rows, length, 6), torch.randn(1, rows, 5) / 2, torch.randn(1, rows, 5)
-        assert_same_bits(runner, two(*call), *call, names=("x", "h", "c"))
+        lengths = torch.randint(1, length + 1, (rows,))
+        call = torch.randn(rows, length, 6), torch.randn(1, rows, 5) / 2, torch.randn(1, rows, 5), lengths
+        assert_same_bits(runner, two(*call), *call, names=("x", "h", "c", "lengths"))
 
 
 @torchs_warnings
@@ -213,10 +215,12 @@ def test_what_cannot_be_written_is_refused(two: nn.Module, tmp_path: Path) -> No
     assert not file.exists()
 
 
-def test_integers_cannot_be_written(two: nn.Module) -> None:
+def test_integers_and_packed_sequences_cannot_be_written(two: nn.Module) -> None:
     (translate,) = tlq.onnx_translation_table(two).values()
     with pytest.raises(ValueError, match="forward_integers cannot be written"):
         translate(None, None, None, None, 8, 2, 2, 2, None)
+    with pytest.raises(ValueError, match="a PackedSequence cannot be written"):
+        translate(None, None, None, None, 8, 2, 2, None, None, "sizes", None)
 
 
 @pytest.mark.parametrize("missing", ["onnx", "onnxscript"])

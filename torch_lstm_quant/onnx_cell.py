@@ -31,7 +31,7 @@ _LARGE = 1e15
 
 
 def add_layers(
-    graph: Graph, layers: Sequence[Sequence[Cell]], x: str, h_0: str | None, c_0: str | None
+    graph: Graph, layers: Sequence[Sequence[Cell]], x: str, h_0: str | None, c_0: str | None, lengths: str | None = None
 ) -> tuple[str, str, str]:
     """Adds a stack of layers.
 
@@ -40,18 +40,20 @@ def add_layers(
         layers: a list of layers, each a list of one or two directions.
         x: name of float32 ``[T, B, input_size]``.
         h_0, c_0: names of the states, float32 ``[num_layers * num_directions, B, hidden_size]``, None for zeros.
+        lengths: name of int64 ``[B]``, how many steps each row has, None for all.
 
     Returns:
         names of the output ``[T, B, num_directions * hidden_size]`` and of the new states.
     """
     directions, count = len(layers[0]), len(layers) * len(layers[0])
     h, c = (_states(graph, states, x, count, layers[0][0].hidden_size) for states in (h_0, c_0))
+    runs = None if lengths is None else _runs(graph, x, lengths)
     h_n, c_n = [], []
     for layer, cells in enumerate(layers):
         outputs = []
         for direction, cell in enumerate(cells):
             index = layer * directions + direction
-            output, new_h, new_c = _run_cell(graph, cell, x, h[index], c[index], reverse=direction == 1)
+            output, new_h, new_c = _run_cell(graph, cell, x, h[index], c[index], runs, reverse=direction == 1)
             outputs.append(output)
             h_n.append(new_h)
             c_n.append(new_c)
@@ -72,22 +74,36 @@ def _stack(graph: Graph, states: Sequence[str]) -> str:
     return graph.op("Concat", *rows, axis=0)
 
 
-def _run_cell(graph: Graph, cell: Cell, x: str, h: str, c: str, *, reverse: bool) -> tuple[str, str, str]:
-    """Adds a cell over a whole sequence ``x``; returns the output, in the order of time, and the new states."""
+def _runs(graph: Graph, x: str, lengths: str) -> str:
+    """bool ``[T, B, 1]``: whether a row has the step."""
+    count = graph.op("Squeeze", graph.op("Shape", x, start=0, end=1))
+    steps = graph.op("Range", graph.constant(0), count, graph.constant(1))
+    rows = graph.op("Less", graph.op("Unsqueeze", steps, graph.constant([1])), lengths)
+    return graph.op("Unsqueeze", rows, graph.constant([2]))
+
+
+def _run_cell(graph: Graph, cell: Cell, x: str, h: str, c: str, runs: str | None, *, reverse: bool) -> tuple[str, str, str]:
+    """Adds a cell over a whole sequence ``x``; returns the output, in the order of time, and the new states.
+
+    Where ``runs`` is not true, a row keeps its states and its output is zero.
+    """
     qparams, sides = cell.qparams, projections(cell)
     igates = _on_gate_grids(graph, _project(graph, sides["ih"], x, steps=True), qparams.igates)
     h, c = _first_states(graph, qparams, h, c)
     body = graph.inner("step")
-    names = [body.name(name) for name in ("h", "c", "igates")]
-    new_h, new_c = _step(body, cell, *names)
-    outputs = [new_h, new_c, body.op("Identity", new_h)]  # a value may be an output only once
-    proto = body.proto(
-        body.name("body"),
-        [body.value_info(name, torch.float32, None) for name in names],
-        [body.value_info(name, torch.float32, None) for name in outputs],
-    )
-    directions = {"scan_input_directions": [int(reverse)], "scan_output_directions": [int(reverse)]}
-    h_n, c_n, output = graph.ops("Scan", 3, h, c, igates, body=proto, num_scan_inputs=1, **directions)
+    names = [body.name(name) for name in ("h", "c", "igates", "runs")]
+    new_h, new_c = _step(body, cell, *names[:3])
+    if runs is None:
+        outputs = [new_h, new_c, body.op("Identity", new_h)]  # a value may be an output only once
+    else:
+        kept = ((new_h, names[0]), (new_c, names[1]), (new_h, body.constant(0.0)))
+        outputs = [body.op("Where", names[3], new, old) for new, old in kept]
+    inputs = [body.value_info(name, torch.float32, None) for name in names[:3]]
+    inputs += [] if runs is None else [body.value_info(names[3], torch.bool, None)]
+    proto = body.proto(body.name("body"), inputs, [body.value_info(name, torch.float32, None) for name in outputs])
+    scanned = [igates] if runs is None else [igates, runs]
+    directions = {"scan_input_directions": [int(reverse)] * len(scanned), "scan_output_directions": [int(reverse)]}
+    h_n, c_n, output = graph.ops("Scan", 3, h, c, *scanned, body=proto, num_scan_inputs=len(scanned), **directions)
     return output, h_n, c_n
 
 

@@ -89,5 +89,6 @@ class Graph:
             torch.uint8: types.UINT8,
             torch.int32: types.INT32,
             torch.int64: types.INT64,
+            torch.bool: types.BOOL,
         }
         return int(names[dtype])

@@ -45,12 +45,16 @@ def onnx_translation_table(model: nn.Module) -> dict[Callable[..., Any], Callabl
         num_directions: int,
         h_dtype: int | None = None,
         c_dtype: int | None = None,
+        batch_sizes: Any = None,
+        lengths: Any = None,
     ) -> Sequence[Any]:
         if h_dtype is not None or c_dtype is not None:
             raise ValueError("forward_integers cannot be written to ONNX, only forward, which takes and gives float32")
+        if batch_sizes is not None:
+            raise ValueError("a PackedSequence cannot be written to ONNX, got one: pass the padded batch and its lengths")
         if packed.name not in cells:
             raise ValueError(f"the weights {packed.name} are of no LSTM of the model that the table was made for")
-        return _emit(cells[packed.name], x, hx, cx)
+        return _emit(cells[packed.name], x, hx, cx, lengths)
 
     return {torch.ops.torch_lstm_quant.lstm.default: lstm}
 
@@ -85,16 +89,17 @@ def _cells_by_name(model: nn.Module) -> dict[str, list[list[Cell]]]:
     return cells
 
 
-def _emit(layers: Sequence[Sequence[Cell]], x: Any, hx: Any, cx: Any) -> Sequence[Any]:
+def _emit(layers: Sequence[Sequence[Cell]], x: Any, hx: Any, cx: Any, lengths: Any) -> Sequence[Any]:
     """Records the nodes of an LSTM with the exporter that is translating; returns its outputs."""
     onnxscript = _require_onnxscript()
     from onnxscript import ir
 
     recorder = onnxscript.evaluator.default()
-    given = {name: value for name, value in (("x", x), ("h_0", hx), ("c_0", cx)) if value is not None}
+    given = {name: value for name, value in (("x", x), ("h_0", hx), ("c_0", cx), ("lengths", lengths)) if value is not None}
+    names = {name: name for name in given}
     graph = Graph(f"{x.name}_lstm_")
-    results = add_layers(graph, layers, "x", "h_0" if hx is not None else None, "c_0" if cx is not None else None)
-    inputs = [graph.value_info(name, torch.float32, None) for name in given]
+    results = add_layers(graph, layers, "x", names.get("h_0"), names.get("c_0"), names.get("lengths"))
+    inputs = [graph.value_info(name, torch.int64 if name == "lengths" else torch.float32, None) for name in given]
     outputs = [graph.value_info(name, torch.float32, None) for name in results]
     built = ir.serde.deserialize_graph(graph.proto("lstm", inputs, outputs))
     nodes = list(built)
