@@ -46,6 +46,14 @@ def test_signals_that_stand_still_are_timed() -> None:
     assert all(len(row) == 7 and "(1.00)" in row[2] for row in rows)
 
 
+def test_rows_of_different_lengths_are_timed() -> None:
+    command = [sys.executable, str(BENCH.with_name("packed.py")), "--shapes", "3,2,4,8 2,3,4,8,2,2", "--seconds", "0"]
+    text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    rows = [line.split("|")[1:-1] for line in text.splitlines()[-2:]]
+    assert [row[0].strip() for row in rows] == ["3,2,4,8", "2,3,4,8,2,2"]
+    assert all(len(row) == 6 and 0 < float(row[1]) <= 1 and float(row[2]) > 0 for row in rows)
+
+
 @pytest.fixture
 def report(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(str(BENCH.parent))

@@ -280,6 +280,7 @@ SIZES = H, 2, 2
 def test_opcheck() -> None:
     blob, (h0, c0) = fused().packed(), states()
     torch.library.opcheck(OP, (PACKED.data, h0, c0, blob, *SIZES, None, None, PACKED.batch_sizes))
+    torch.library.opcheck(OP, (PACKED.data, None, None, blob, *SIZES, None, None, PACKED.batch_sizes))
     torch.library.opcheck(OP, (noise(), h0, c0, blob, *SIZES, None, None, None, LENGTHS))
     torch.library.opcheck(OP, (noise(), None, None, blob, *SIZES, torch.int32, None, None, LENGTHS))
 

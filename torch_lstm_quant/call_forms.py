@@ -191,11 +191,11 @@ def batch_sizes_of(input: PackedSequence) -> list[int] | None:
         ValueError: batch sizes that are not positive, grow, or do not add up to the rows of ``input.data``.
     """
     sizes = input.batch_sizes
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
+        return None  # not even their dtype is right there: the operator checks them where it runs
     if sizes.dtype != torch.int64 or sizes.device.type != "cpu" or sizes.dim() != 1:
         got = f"{sizes.dtype} {list(sizes.shape)} on {sizes.device}"
         raise TypeError(f"input.batch_sizes must be torch.int64, 1-D and on the CPU, got {got}")
-    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
-        return None
     values: list[int] = sizes.tolist()
     if not values or values[-1] < 1 or values != sorted(values, reverse=True) or sum(values) != len(input.data):
         raise ValueError(
