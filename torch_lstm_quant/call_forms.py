@@ -6,6 +6,7 @@ Shared by the observed, reference and fused modules.
 from __future__ import annotations
 
 import operator
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -100,7 +101,7 @@ class Shape:
         Raises:
             TypeError, ValueError: as :meth:`unpack`; parts that do not belong together.
         """
-        x, _, order, _ = input
+        x, _, order, restored = input
         check_tensor("input.data", x, dtypes, device)
         if x.dim() != 2 or x.shape[1] != self.input_size:
             needed = f"[rows of all steps, input_size={self.input_size}]"
@@ -110,8 +111,9 @@ class Shape:
             batch = None if order is None else order.shape[0]
         else:
             batch = sizes[0]
-            if order is not None and order.shape != (batch,):
-                raise ValueError(f"input.sorted_indices must be [{batch}], one for each row, got {list(order.shape)}")
+            for name, indices in (("sorted_indices", order), ("unsorted_indices", restored)):
+                if indices is not None and indices.shape != (batch,):
+                    raise ValueError(f"input.{name} must be [{batch}], one for each row, got {list(indices.shape)}")
         if hx is None:
             return x, None, None
         states = []
@@ -193,14 +195,15 @@ def batch_sizes_of(input: PackedSequence) -> list[int] | None:
     sizes = input.batch_sizes
     if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
         return None  # not even their dtype is right there: the operator checks them where it runs
-    if sizes.dtype != torch.int64 or sizes.device.type != "cpu" or sizes.dim() != 1:
-        got = f"{sizes.dtype} {list(sizes.shape)} on {sizes.device}"
+    if not isinstance(sizes, Tensor) or sizes.dtype != torch.int64 or sizes.device.type != "cpu" or sizes.dim() != 1:
+        is_tensor = isinstance(sizes, Tensor)
+        got = f"{sizes.dtype} {list(sizes.shape)} on {sizes.device}" if is_tensor else type(sizes).__name__
         raise TypeError(f"input.batch_sizes must be torch.int64, 1-D and on the CPU, got {got}")
     values: list[int] = sizes.tolist()
     if not values or values[-1] < 1 or values != sorted(values, reverse=True) or sum(values) != len(input.data):
         raise ValueError(
-            "input.batch_sizes must be positive, never grow from step to step and add up to the "
-            f"{len(input.data)} rows of input.data, got {values}: make packed sequences with pack_padded_sequence"
+            f"input.batch_sizes must be positive, never grow and add up to the {len(input.data)} rows of input.data, "
+            f"got {reprlib.repr(values)}: make packed sequences with pack_padded_sequence"
         )
     return values
 
@@ -232,8 +235,10 @@ def check_lengths(lengths: object, steps: int, rows: int, device: torch.device) 
     lengths = lengths.to(torch.int64)
     if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
         return lengths  # the operator checks them where it runs
-    if not lengths.is_meta and rows and not 1 <= int(lengths.min()) <= int(lengths.max()) <= steps:
-        raise ValueError(f"lengths must be from 1 to the {steps} steps of input, got {lengths.tolist()}")
+    if rows and not lengths.is_meta:
+        least, most = int(lengths.min()), int(lengths.max())
+        if least < 1 or most > steps:
+            raise ValueError(f"lengths must be from 1 to the {steps} steps of input, got {least} to {most}")
     return lengths
 
 
