@@ -60,6 +60,8 @@ int32_t write_row(const uint8_t* values, size_t count, char* out) {
     _mm256_store_si256(to + 1, _mm256_unpackhi_epi32(magnitude, mask));
   }
   __m128i sum = _mm_add_epi64(_mm256_castsi256_si128(masked_sum), _mm256_extracti128_si256(masked_sum, 1));
+  sum = _mm_add_epi64(sum, _mm_unpackhi_epi64(sum, sum));
+  // only the lower half holds values from here on
   for (; i < count; i += kDepthStep) {
     const __m128i value = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(values + i));
     const __m128i s = _mm_xor_si128(value, _mm256_castsi256_si128(middle));
@@ -67,7 +69,7 @@ int32_t write_row(const uint8_t* values, size_t count, char* out) {
     sum = _mm_add_epi64(sum, _mm_sad_epu8(_mm_and_si128(magnitude, mask), _mm_setzero_si128()));
     _mm_store_si128(reinterpret_cast<__m128i*>(out + 2 * i), _mm_unpacklo_epi32(magnitude, mask));
   }
-  return _mm_cvtsi128_si32(_mm_add_epi64(sum, _mm_unpackhi_epi64(sum, sum)));
+  return _mm_cvtsi128_si32(sum);
 }
 
 struct MaskedDot {
