@@ -1,6 +1,7 @@
-// How calls are run and compared: threads of a test's own, and bits.
+// How calls are run and compared: threads of a test's own, plans, and bits.
 #pragma once
 
+#include <algorithm>
 #include <chrono>
 #include <cstring>
 #include <string>
@@ -9,6 +10,7 @@
 
 #include "check.h"
 #include "parallel.h"
+#include "plan.h"
 #include "random_stack.h"
 
 namespace lstm_quant::testing {
@@ -34,6 +36,22 @@ class ThreadedParallel final : public Parallel {
   int threads_;
   std::chrono::milliseconds delay_;
 };
+
+// Any division of a call among `threads` threads.
+inline Plan random_plan(Dice& dice, const Sizes& sizes, int64_t steps, int64_t rows, int threads) {
+  Plan plan = make_plan(sizes, kScalarKernels.rates, steps, rows, threads);
+  plan.slots = threads;
+  const bool whole = sizes.num_directions == 2 || sizes.num_layers == 1;
+  plan.sharing = static_cast<Sharing>(dice.integer(0, whole ? 1 : 2));
+  plan.tile_rows = plan.sharing == Sharing::kRows ? dice.integer(1, rows) : rows;
+  plan.chunk_steps = dice.integer(1, std::min<int64_t>(steps, 5));
+  plan.group_blocks = plan.chunk_steps == 1 ? static_cast<int32_t>(dice.integer(1, 5)) : 1000;
+  plan.layer_steps = whole ? steps : dice.integer(1, steps);
+  plan.pieces_between = plan.sharing == Sharing::kLayers ? dice.integer(1, 4) : 1;
+  plan.zigzag = dice.chance(0.5);
+  plan.patience = std::chrono::microseconds(dice.integer(0, 2000));
+  return plan;
+}
 
 inline bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
   for (size_t i = 0; i < a.size(); ++i) {

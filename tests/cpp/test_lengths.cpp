@@ -97,21 +97,6 @@ FloatCall pack(const FloatCall& call, const Packing& packing) {
   return packed;
 }
 
-Plan random_plan(Dice& dice, const Sizes& sizes, int64_t steps, int64_t rows, int threads) {
-  Plan plan = make_plan(sizes, kScalarKernels.rates, steps, rows, threads);
-  const bool whole = sizes.num_directions == 2 || sizes.num_layers == 1;
-  plan.slots = threads;
-  plan.sharing = static_cast<Sharing>(dice.integer(0, whole ? 1 : 2));
-  plan.tile_rows = plan.sharing == Sharing::kRows ? dice.integer(1, rows) : rows;
-  plan.chunk_steps = dice.integer(1, std::min<int64_t>(steps, 5));
-  plan.group_blocks = plan.chunk_steps == 1 ? static_cast<int32_t>(dice.integer(1, 5)) : 1000;
-  plan.layer_steps = whole ? steps : dice.integer(1, steps);
-  plan.pieces_between = plan.sharing == Sharing::kLayers ? dice.integer(1, 4) : 1;
-  plan.zigzag = dice.chance(0.5);
-  plan.patience = std::chrono::microseconds(dice.integer(0, 2000));
-  return plan;
-}
-
 TEST(rows_of_different_lengths_give_what_each_gives_alone) {
   for (const Kernels* kernels : tested_kernels()) {
     const CheckedKernels checked = check_evaluators(*kernels);
@@ -191,6 +176,46 @@ TEST(padding_is_no_work) {
       CHECK(rows_projected == needed) << rows_projected.load() << " rows of blocks projected, of " << needed;
     }
   }
+}
+
+// One slot after the other, with the rows that each of them stepped.
+class CountingParallel final : public Parallel {
+ public:
+  Threads threads() const override { return 2; }
+  void run(int slots, const Task& task) override {
+    for (int slot = 0; slot < slots; ++slot) {
+      rows_stepped = 0;
+      task(slot, slot + 1);
+      counts.push_back(rows_stepped);
+    }
+  }
+
+  Values counts;
+};
+
+TEST(threads_share_long_and_short_rows_alike) {
+  Kernels counting = kScalarKernels;
+  counting.step = [](const StepArgs& args) {
+    rows_stepped += static_cast<int64_t>(args.rows);
+    kScalarKernels.step(args);
+  };
+  Dice dice(8);
+  const Sizes sizes{3, 16, 1, 1};
+  const RandomStack stack(dice, sizes, Style::kInt8Preset);
+  const AlignedBytes bytes = stack.pack();
+  const Blob blob(bytes.data(), bytes.size());
+  const Values row_lengths{1, 2, 3, 4, 5, 6, 7, 8};
+  FloatCall floats(dice, sizes, 8, 8, false);
+  const Lengths lengths = Lengths::of_padded(row_lengths.data(), 8, 8);
+  Call call = floats.call();
+  call.lengths = &lengths;
+  Plan plan = make_plan(sizes, counting.rates, 8, 8, 2);
+  plan.sharing = Sharing::kRows;
+  plan.slots = 2;
+  plan.tile_rows = 4;
+  CountingParallel parallel;
+  run_lstm(blob, check_evaluators(counting), parallel, call, plan);
+  CHECK(parallel.counts == (Values{8 + 6 + 4 + 2, 7 + 5 + 3 + 1})) << parallel.counts[0] << " of " << lengths.total();
 }
 
 TEST(lengths_that_cannot_be_are_refused) {

@@ -33,21 +33,6 @@ Sizes random_sizes(Dice& dice) {
   return {dice.integer(1, 40), dice.integer(1, 70), dice.integer(1, 3), dice.integer(1, 2)};
 }
 
-Plan random_plan(Dice& dice, const Sizes& sizes, int64_t steps, int64_t rows, int threads) {
-  Plan plan = make_plan(sizes, kScalarKernels.rates, steps, rows, threads);
-  plan.slots = threads;
-  const bool whole = sizes.num_directions == 2 || sizes.num_layers == 1;
-  plan.sharing = static_cast<Sharing>(dice.integer(0, whole ? 1 : 2));
-  plan.tile_rows = plan.sharing == Sharing::kRows ? dice.integer(1, rows) : rows;
-  plan.chunk_steps = dice.integer(1, std::min<int64_t>(steps, 5));
-  plan.group_blocks = plan.chunk_steps == 1 ? static_cast<int32_t>(dice.integer(1, 5)) : 1000;
-  plan.layer_steps = whole ? steps : dice.integer(1, steps);
-  plan.pieces_between = plan.sharing == Sharing::kLayers ? dice.integer(1, 4) : 1;
-  plan.zigzag = dice.chance(0.5);
-  plan.patience = std::chrono::microseconds(dice.integer(0, 2000));
-  return plan;
-}
-
 TEST(every_kernel_gives_the_scalar_bits) {
   for (const Kernels* kernels : tested_kernels()) {
     const CheckedKernels checked = check_evaluators(*kernels);
