@@ -38,6 +38,7 @@ struct VnniDot {
   using Operand = __m512i;
   using Weights = __m512i;
   using Sum = __m512i;
+  static constexpr int kGroups = 1;
   static constexpr int kOperandBytes = kGroup;
   static constexpr bool kPrefetches = false;
   static constexpr int kMaxRows = 6;

@@ -30,6 +30,7 @@ struct VnniDot {
   using Operand = __m256i;
   using Weights = __m256i;
   using Sum = __m256i;
+  static constexpr int kGroups = 1;
   static constexpr int kOperandBytes = kGroup;
   static constexpr bool kPrefetches = true;
   static constexpr int kMaxRows = 6;

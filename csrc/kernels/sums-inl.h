@@ -2,7 +2,8 @@
 // which multiplies one group of a row (4 bytes: four uint8, or one float32) with the weights of one vector of columns:
 //
 //   V                      the ISA's vector class
-//   kOperandBytes          bytes of an operand row that hold a group
+//   kGroups                neighbouring groups that it takes at once, mostly 1; if more, see Apart
+//   kOperandBytes          bytes of an operand row that hold as many groups
 //   kMaxRows               rows of the highest tile
 //   vectors(rows)          vectors of columns in a tile of so many rows
 //   kFetchesLater          whether tiles of several rows fetch weights that are read later, see LaterWeights
@@ -26,13 +27,22 @@ constexpr int kWeightBytes = kBlock * kGroup;  // of one group's weights in a bl
 // Groups of a block from which a single row's weights are fetched ahead: fewer are at hand.
 constexpr size_t kFetchedGroups = 64;
 
+// A group of an operand row that a Dot of several groups cannot take with its neighbours: zeros stand in its place, and
+// it is multiplied by itself, by Dot::Single. After the last of a row comes one whose group is negative.
+struct Apart {
+  int32_t group;
+  char operand[2 * kGroup];
+};
+
 // Operand rows in the form that Dot reads.
 struct OperandRows {
   const char* first;
   size_t stride;            // bytes
   const int32_t* row_sums;  // what each row adds to the sums of all columns; null: nothing
+  size_t apart_at = 0;      // bytes from a row's begin to its groups that are kept apart, if Dot takes several at once
 
   const char* row(size_t i) const { return first + i * stride; }
+  const Apart* apart(size_t i) const { return reinterpret_cast<const Apart*>(row(i) + apart_at); }
 };
 
 // The weights of a block.
@@ -115,14 +125,17 @@ __attribute__((noinline)) void sum_tile(const OperandRows& rows, size_t first_ro
     }
   }
   const bool fetches = kRows == 1 && Dot::kFetchBytes > 0 && block.groups >= kFetchedGroups;
-  for (size_t group = 0; group < block.groups; group += kSplit) {
+  for (size_t group = 0; group < block.groups; group += kSplit * Dot::kGroups) {
     if (fetches) {
 #pragma GCC unroll 8
-      for (size_t line = 0; line < kSplit * kVectors * kVectorBytes; line += kAlign) {
+      for (size_t line = 0; line < kSplit * Dot::kGroups * kWeightBytes; line += kAlign) {
         __builtin_prefetch(weights + Dot::kFetchBytes + line);
       }
     }
-    if constexpr (Dot::kFetchesLater && kRows > 1) later.fetch();
+    if constexpr (Dot::kFetchesLater && kRows > 1) {
+#pragma GCC unroll 8
+      for (int g = 0; g < Dot::kGroups; ++g) later.fetch();
+    }
 #pragma GCC unroll 8
     for (int s = 0; s < kSplit; ++s) {
       typename Dot::Weights columns[kVectors];
@@ -134,8 +147,22 @@ __attribute__((noinline)) void sum_tile(const OperandRows& rows, size_t first_ro
 #pragma GCC unroll 8
         for (int v = 0; v < kVectors; ++v) totals[s][r][v] = Dot::add(totals[s][r][v], values, columns[v]);
       }
-      weights += kWeightBytes;
+      weights += Dot::kGroups * kWeightBytes;
       operand += Dot::kOperandBytes;
+    }
+  }
+  if constexpr (Dot::kGroups > 1) {
+    using Single = typename Dot::Single;
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+      for (const Apart* apart = rows.apart(first_row + r); apart->group >= 0; ++apart) {
+        const char* columns = block.weights + apart->group * kWeightBytes + first_vector * kVectorBytes;
+        const auto values = Single::operand(apart->operand);
+#pragma GCC unroll 8
+        for (int v = 0; v < kVectors; ++v) {
+          totals[0][r][v] = Single::add(totals[0][r][v], values, Single::load(columns + v * kVectorBytes));
+        }
+      }
     }
   }
   const Sink own_sink = sink;  // its own: the compiler cannot tell that what is written leaves the caller's as it is
@@ -185,6 +212,7 @@ struct FloatDot {
   using Operand = typename V::F;
   using Weights = typename V::F;
   using Sum = typename V::F;
+  static constexpr int kGroups = 1;
   static constexpr int kOperandBytes = sizeof(float);
   static constexpr int kMaxRows = kTileRows;
   static constexpr bool kFetchesLater = false;

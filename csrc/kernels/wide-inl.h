@@ -42,6 +42,7 @@ struct WideDot {
   struct Sum {
     I high, low;
   };
+  static constexpr int kGroups = 1;
   static constexpr int kOperandBytes = sizeof(WideGroup);
   static constexpr int kMaxRows = kTileRows;
   static constexpr bool kFetchesLater = false;

@@ -261,6 +261,28 @@ class Uniform {
     }
   }
 
+  // Checks the sums of `rows` rows of values, one after the other.
+  void check_rows(const std::vector<uint8_t>& values, size_t rows) {
+    projection_.offset = 0;
+    const size_t stride = round_up(projection_.padded_depth, kAlign);
+    AlignedBytes operand = zeros(rows * stride);
+    std::vector<int64_t> sums(rows);
+    for (size_t row = 0; row < rows; ++row) {
+      for (int32_t k = 0; k < depth_; ++k) {
+        operand.data()[row * stride + k] = values[row * depth_ + k];
+        sums[row] += int64_t{values[row * depth_ + k]} * static_cast<int8_t>(weights_.data()[0]);
+      }
+    }
+    for (const Kernels* kernels : tested_kernels()) {
+      AlignedBytes scratch(scratch_bytes(rows, projection_.padded_depth)), igates = zeros(rows * kBlock * 4);
+      kernels->project({&projection_, rows, operand.data(), stride, floats(igates), kBlock, 0, 1, scratch.data()});
+      for (size_t i = 0; i < rows * kBlock; ++i) {
+        CHECK(floats(igates)[i] == static_cast<float>(sums[i / kBlock]))
+            << kernels->name << ", row " << i / kBlock << ": " << floats(igates)[i] << " for " << sums[i / kBlock];
+      }
+    }
+  }
+
  private:
   AlignedBytes weights_;
   AlignedBytes ones_ = zeros(kBlock * 4 + kAlign), biases_ = zeros(kBlock * 4 + kAlign),
@@ -277,6 +299,26 @@ TEST(extreme_products_are_summed_exactly) {
     for (const int value : {0, 1, 127, 128, 129, 255}) {
       for (const int offset : {0, -255, 128}) {
         uniform.check(static_cast<uint8_t>(value), offset, int64_t{value + offset} * weight * kDepth);
+      }
+    }
+  }
+}
+
+// Operand values near the middle, among which some at the ends: few, so that kernels take values together that would
+// not fit with those, and many; weights at their limits, where what does not fit would be cut.
+TEST(products_of_values_near_the_middle_are_summed_exactly) {
+  constexpr int32_t kDepth = 424;
+  Dice dice(7);
+  for (const int ends_in_100 : {0, 1, 3, 10, 50}) {
+    for (const int weight : {-128, 127}) {
+      for (const size_t rows : {1, 2, 3, 7}) {
+        Uniform uniform(Sums::kInt8, kDepth, weight, 0);
+        std::vector<uint8_t> values(rows * kDepth);
+        for (uint8_t& value : values) {
+          const int64_t from_middle = dice.one_of({-63, -40, 0, 40, 63});  // four products with 63 fit int16 together
+          value = static_cast<uint8_t>(dice.chance(ends_in_100 / 100.0) ? dice.one_of({0, 255}) : 128 + from_middle);
+        }
+        uniform.check_rows(values, rows);
       }
     }
   }
