@@ -65,6 +65,13 @@ def test_the_operator_refuses_tensors_on_different_devices(fused: tlq.LSTM) -> N
     shape = Shape.of(fused)
     with pytest.raises(RuntimeError, match="on one device"):
         ops.lstm(X, torch.zeros(1, B, H, device="meta"), None, fused._packed, shape)
+    # torch hands such calls to the operator's fake, whose results hold no values
+    call = (fused._packed, H, 1, 1, None, None)
+    with pytest.raises(RuntimeError, match="on one device"):
+        torch.ops.torch_lstm_quant.lstm(X, None, None, *call, None, torch.ones(B, dtype=torch.int64, device="meta"))
+    states = torch.zeros(1, B, H)
+    with pytest.raises(RuntimeError, match="on one device"):
+        torch.ops.torch_lstm_quant.lstm(X[0], states, states, *call, torch.tensor([B], device="meta"), None)
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")

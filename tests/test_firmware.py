@@ -169,18 +169,29 @@ def test_the_accumulator_is_said_to_need_64_bits_where_a_sum_leaves_32(name: str
     assert bits[deep_side] == (32 if name == "8 bits, last in int32" else 64)
 
 
-def test_names_that_are_no_identifiers_compile(tmp_path: Path) -> None:
+def test_headers_of_two_models_go_together(tmp_path: Path) -> None:
+    names = ("float", "Wake", "wake", "k_1", "lstm")
+    headers = []
+    for seed, name in enumerate(names):
+        module = tlq.LSTM(random_layers(Dice(seed), 3 + seed, 4, 1, 1, "all_int8"))
+        headers += tlq.export_qparams(module, tmp_path / name, formats=["h"])
+    assert headers == [tmp_path / f"{name}.h" for name in names]
+    sizes = ", ".join(f"{name}_model.cells[0].input_size == {3 + seed}" for seed, name in enumerate(names))
+    checks = sizes.replace(", ", " && ")
+    program = "".join(f'#include "{header.name}"\n' for header in headers) + f"int main(void) {{ return !({checks}); }}\n"
+    (tmp_path / "all.c").write_text(program)
+    compiled = [COMPILER, "-std=c99", *WARNINGS, str(tmp_path / "all.c"), "-o", str(tmp_path / "all")]
+    done = subprocess.run(compiled, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert subprocess.run([str(tmp_path / "all")], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("name", ["7_segments", "my-model", "模型", "lstmq", "lstmq_model"])
+def test_a_header_needs_the_name_of_a_variable(name: str, tmp_path: Path) -> None:
     module = tlq.LSTM(random_layers(Dice(0), 3, 4, 1, 1, "all_int8"))
-    for name in ("float", "7 segments", "my-model.v2", "lstm"):
-        (header,) = tlq.export_qparams(module, tmp_path / name, formats=["h"])
-        assert header == tmp_path / f"{name}.h"
-        done = subprocess.run(
-            [COMPILER, "-std=c99", "-fsyntax-only", *WARNINGS, "-xc", str(header)],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
+    with pytest.raises(ValueError, match=f"must be a C identifier.*got '{name}'"):
+        tlq.export_qparams(module, tmp_path / name)
+    assert len(tlq.export_qparams(module, tmp_path / name, formats=["json", "npz"])) == 2
 
 
 def test_what_cannot_be_exported_is_refused(tmp_path: Path) -> None:

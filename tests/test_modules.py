@@ -130,6 +130,27 @@ def test_state_dicts_that_do_not_fit() -> None:
     assert torch.equal(module(torch.ones(T, B, I))[0], before)
 
 
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda grids: grids.to(torch.int64), "grids_l0 must be torch.float64, got torch.int64"),
+        (lambda grids: grids.to_sparse(), "grids_l0 must be a dense tensor, got layout torch.sparse_coo"),
+        (lambda grids: grids.to("meta"), "grids_l0 must hold values, got a tensor on the meta device"),
+    ],
+)
+def test_assigning_a_state_that_does_not_fit_changes_nothing(spoil: Any, message: str) -> None:
+    module = fused(1, 1)
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    expected = module(torch.ones(T, B, I))[0]
+    spoilt = {name: value + 1 if name.startswith("bias") else value for name, value in before.items()}
+    spoilt["grids_l0"] = spoil(spoilt["grids_l0"])
+    with pytest.raises(RuntimeError, match=message):
+        module.load_state_dict(spoilt, assign=True)
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+    assert torch.equal(module(torch.ones(T, B, I))[0], expected)
+    module.load_state_dict(before, assign=True)
+
+
 def test_it_can_be_looked_into() -> None:
     module = fused(batch_first=True)
     text = repr(module)

@@ -78,11 +78,16 @@ _PER_LINE = 16
 
 
 def c_header(name: str, document: Mapping[str, Any], arrays: Mapping[str, Tensor]) -> str:
-    """The text of a header that defines ``<name>_model``, from what :func:`torch_lstm_quant.firmware.describe` gave."""
-    prefix = re.sub(r"[^A-Za-z0-9_]", "_", name)
-    if not prefix[0].isalpha():
-        prefix = f"lstm_{prefix}"
-    guard = f"LSTMQ_{prefix.upper()}_H"
+    """The text of a header that defines ``<name>_model``, from what :func:`torch_lstm_quant.firmware.describe` gave.
+
+    Raises:
+        ValueError: ``name`` is no identifier, or one that the header's own types could have.
+    """
+    if not re.fullmatch("[A-Za-z][A-Za-z0-9_]*", name) or name.startswith("lstmq"):
+        raise ValueError(
+            f"a C header is named as its variables are: it must be a C identifier that does not begin with lstmq, got {name!r}"
+        )
+    prefix, guard = name, f"LSTMQ_{name}_H"
     cells = ",\n".join(_cell(cell, prefix, arrays, document) for cell in document["cells"])
     sizes = {key: document[key] for key in ("input_size", "hidden_size", "num_layers")}
     model = _struct({**sizes, "num_directions": 1 + document["bidirectional"], "cells": f"{prefix}_cells"})

@@ -38,7 +38,7 @@ def export_qparams(module: Fused, path: str | Path, *, formats: Sequence[str] = 
 
     Raises:
         TypeError: ``module`` is no fused LSTM.
-        ValueError: an unknown format, or a path that ends in one.
+        ValueError: an unknown format, a path that ends in one, or for a C header, one whose last part is no C identifier.
         ImportError: there is no NumPy, which writes npz files.
     """
     module = check_fused(module, "export_qparams")

@@ -61,9 +61,9 @@ def _fake_lstm(
     batch_sizes: Tensor | None = None,
     lengths: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    devices = {str(tensor.device) for tensor in (x, hx, cx, packed) if tensor is not None}
+    devices = {str(tensor.device) for tensor in (x, hx, cx, packed, batch_sizes, lengths) if tensor is not None}
     if len(devices) > 1:
-        raise RuntimeError(f"torch_lstm_quant: x, hx, cx and packed must be on one device, got {', '.join(sorted(devices))}")
+        raise RuntimeError(f"torch_lstm_quant: all tensors of a call must be on one device, got {', '.join(sorted(devices))}")
     rows: int | torch.SymInt = x.shape[-2]
     if batch_sizes is not None:  # its first item says how many rows there are, unless states do
         state = cx if hx is None else hx

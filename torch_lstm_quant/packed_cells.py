@@ -185,14 +185,19 @@ class PackedCells(nn.Module):
                 error_msgs.append(
                     f"{prefix}{name} must be {buffer.dtype}, got {loaded.dtype}: the state is of another kind of {kind}"
                 )
+            elif isinstance(loaded, Tensor) and loaded.layout != torch.strided:
+                error_msgs.append(f"{prefix}{name} must be a dense tensor, got layout {loaded.layout}")
+            elif isinstance(loaded, Tensor) and loaded.is_meta and not buffer.is_meta:
+                error_msgs.append(f"{prefix}{name} must hold values, got a tensor on the meta device")
         # loaded into copies, so that the module stays as it was where anything does not fit
         self._buffers.update({name: buffer.clone() for name, buffer in own.items() if name != "_packed"})
         super()._load_from_state_dict(state_dict, prefix, *args)
-        try:
-            if not any(buffer.is_meta for name, buffer in self.named_buffers() if name != "_packed"):
+        on_meta = any(buffer.is_meta for name, buffer in self.named_buffers() if name != "_packed")
+        if len(error_msgs) == known_errors and not on_meta:
+            try:
                 self._packed = ops.pack(self.cells())
-        except ValueError as error:
-            error_msgs.append(f"{prefix.removesuffix('.') or kind}: {error}")
+            except ValueError as error:
+                error_msgs.append(f"{prefix.removesuffix('.') or kind}: {error}")
         if len(error_msgs) > known_errors:
             self._buffers.update(own)
 
