@@ -20,7 +20,7 @@ from torch_lstm_quant.cell import Cell
 from torch_lstm_quant.custom_config import Converter
 from torch_lstm_quant.lowering import lower, lower_lstm, lower_module
 from torch_lstm_quant.lstm_utils import _get_reference_quantized_lstm_module
-from torch_lstm_quant.observed import FLOAT_LSTMS, ObservedLSTM, ObservedLSTMCell, observe, qconfig_of
+from torch_lstm_quant.observed import FLOAT_LSTMS, OBSERVED_LSTMS, observe, qconfig_of
 from torch_lstm_quant.packed_cells import PackedCells
 from torch_lstm_quant.qconfig import DIRECTIONS, Direction, LSTMQConfig
 from torch_lstm_quant.qparams import GATES, PARTS, PER_GATE_PARTS, WEIGHTS, CellQParams, QParams, WeightQParams
@@ -214,7 +214,7 @@ def _refusal_to_observe(module: nn.Module, place: _Place) -> str | None:
 
 
 def _audit_observed(module: nn.Module, place: _Place) -> _Finding:
-    ours = isinstance(module, (ObservedLSTM, ObservedLSTMCell))
+    ours = isinstance(module, OBSERVED_LSTMS)
     convert = "torch_lstm_quant.convert(model)"
     if place.is_prepared_graph:
         convert = "convert_fx with torch_lstm_quant.convert_custom_config()"
@@ -230,7 +230,7 @@ def _audit_observed(module: nn.Module, place: _Place) -> _Finding:
 
 def _convert(module: nn.Module, path: str) -> nn.Module:
     """An observed LSTM, fused."""
-    if isinstance(module, (ObservedLSTM, ObservedLSTMCell)):
+    if isinstance(module, OBSERVED_LSTMS):
         return Converter("fused").from_observed(module)
     if isinstance(module, torch.ao.nn.quantizable.LSTM):
         return lower_lstm(_get_reference_quantized_lstm_module(module), path or "LSTM")

@@ -60,12 +60,7 @@ class Shape:
             TypeError: a value that is no tensor, a dtype, layout or device that is not supported.
             ValueError: a shape that ``nn.LSTM`` would refuse too.
         """
-        check_tensor("input", input, dtypes, device)
-        assert isinstance(input, Tensor)
-        if input.dim() not in (2, 3):
-            raise ValueError(f"input must be 2-D (unbatched) or 3-D, got {input.dim()}-D {list(input.shape)}")
-        if input.shape[-1] != self.input_size:
-            raise ValueError(f"input's last dimension must be input_size={self.input_size}, got {list(input.shape)}")
+        input = self._checked_input(input, (2, 3), "2-D (unbatched) or 3-D", dtypes, device)
         x = input.unsqueeze(1) if input.dim() == 2 else input.transpose(0, 1) if self.batch_first else input
         if x.shape[0] == 0:
             raise ValueError(f"the sequence must have at least one step, as in nn.LSTM, got input {list(input.shape)}")
@@ -74,6 +69,18 @@ class Shape:
         h, c = split_states(hx)
         h0 = self._state("h_0", h, input, x.shape[1], dtypes)
         return x, h0, self._state("c_0", c, input, x.shape[1], c_dtypes or dtypes)
+
+    def _checked_input(
+        self, input: object, dims: Sequence[int], needed: str, dtypes: Sequence[torch.dtype], device: torch.device
+    ) -> Tensor:
+        """``input``, if it is a tensor of the right width with one of ``dims`` dimensions, which messages call ``needed``."""
+        check_tensor("input", input, dtypes, device)
+        assert isinstance(input, Tensor)
+        if input.dim() not in dims:
+            raise ValueError(f"input must be {needed}, got {input.dim()}-D {list(input.shape)}")
+        if input.shape[-1] != self.input_size:
+            raise ValueError(f"input's last dimension must be input_size={self.input_size}, got {list(input.shape)}")
+        return input
 
     def _state(self, name: str, state: object, input: Tensor, batch: int, dtypes: Sequence[torch.dtype]) -> Tensor:
         rows = self.num_layers * self.num_directions
@@ -156,12 +163,7 @@ class Shape:
             TypeError: a value that is no tensor, a dtype, layout or device that is not supported.
             ValueError: a shape that ``nn.LSTMCell`` would refuse too.
         """
-        check_tensor("input", input, dtypes, device)
-        assert isinstance(input, Tensor)
-        if input.dim() not in (1, 2):
-            raise ValueError(f"input must be 1-D (unbatched) or 2-D, one step, got {input.dim()}-D {list(input.shape)}")
-        if input.shape[-1] != self.input_size:
-            raise ValueError(f"input's last dimension must be input_size={self.input_size}, got {list(input.shape)}")
+        input = self._checked_input(input, (1, 2), "1-D (unbatched) or 2-D, one step", dtypes, device)
         x = input[None] if input.dim() == 2 else input[None, None]
         if hx is None:
             return x, None, None

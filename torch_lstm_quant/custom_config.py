@@ -23,7 +23,7 @@ from torch.ao.quantization.fx.custom_config import ConvertCustomConfig, PrepareC
 from torch.ao.quantization.quant_type import QuantType
 
 from torch_lstm_quant.lowering import lower_module
-from torch_lstm_quant.observed import FLOAT_LSTMS, FloatLSTM, Observed, ObservedLSTM, ObservedLSTMCell, observe, to_reference
+from torch_lstm_quant.observed import FLOAT_LSTMS, OBSERVED_LSTMS, FloatLSTM, Observed, observe, to_reference
 from torch_lstm_quant.observed_grid import PLAIN_DTYPES, QUANTIZED_DTYPES
 from torch_lstm_quant.qconfig import LSTMQConfig
 
@@ -100,7 +100,7 @@ def convert_custom_config(backend: Backend = "fused", base: ConvertCustomConfig 
     converter: Any = Converter(backend)
     # an observed LSTM's own qconfig has float activations and int8 weights, which torch.ao calls weight-only
     config = _copy(base, ConvertCustomConfig)
-    for observed_class in (ObservedLSTM, ObservedLSTMCell):
+    for observed_class in OBSERVED_LSTMS:
         config.set_observed_to_quantized_mapping(observed_class, converter, QuantType.WEIGHT_ONLY)
     return config
 

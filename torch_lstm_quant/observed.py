@@ -173,6 +173,8 @@ class ReferenceLSTMCell(_StepModule):
 
 
 Observed = ObservedLSTM | ObservedLSTMCell
+OBSERVED_LSTMS = (ObservedLSTM, ObservedLSTMCell)
+"""What becomes of :data:`FLOAT_LSTMS` when they are prepared."""
 
 
 def observe(module: nn.Module, qconfig: LSTMQConfig | None, where: str = "") -> Observed:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from torch_lstm_quant.custom_config import Converter, check_backend
-from torch_lstm_quant.observed import FLOAT_LSTMS, FloatLSTM, ObservedLSTM, ObservedLSTMCell, observe
+from torch_lstm_quant.observed import FLOAT_LSTMS, OBSERVED_LSTMS, FloatLSTM, observe
 from torch_lstm_quant.qconfig import LSTMQConfig
 from torch_lstm_quant.stages import what_was_found
 
@@ -94,8 +94,7 @@ def convert(model: nn.Module, backend: str = "fused") -> nn.Module:
         ValueError: no observed LSTM, one that never ran or cannot be converted, an unknown backend.
     """
     converter = Converter(backend)
-    kinds = (ObservedLSTM, ObservedLSTMCell)
-    return _swap(model, kinds, lambda path, module: converter.from_observed(module))  # type: ignore[arg-type]
+    return _swap(model, OBSERVED_LSTMS, lambda path, module: converter.from_observed(module))  # type: ignore[arg-type]
 
 
 def _swap(

@@ -21,7 +21,7 @@ from typing import Literal
 from torch import nn
 
 from torch_lstm_quant.custom_config import Backend, Converter
-from torch_lstm_quant.observed import FLOAT_LSTMS, ObservedLSTM, ObservedLSTMCell, observe
+from torch_lstm_quant.observed import FLOAT_LSTMS, OBSERVED_LSTMS, observe
 from torch_lstm_quant.qconfig import LSTMQConfig
 
 try:
@@ -29,8 +29,6 @@ try:
     from torchao.quantization.transform_module import register_quantize_module_handler
 except ImportError as error:
     raise ImportError("torch_lstm_quant.torchao needs torchao: pip install torch-lstm-quant[torchao]") from error
-
-_OBSERVED = (ObservedLSTM, ObservedLSTMCell)
 
 
 @dataclass
@@ -72,7 +70,7 @@ def is_lstm(module: nn.Module, fqn: str) -> bool:
     Raises:
         ValueError: the model itself is one, which ``quantize_`` would leave as it is without a word.
     """
-    found = isinstance(module, (*FLOAT_LSTMS, *_OBSERVED))
+    found = isinstance(module, (*FLOAT_LSTMS, *OBSERVED_LSTMS))
     if found and not fqn:
         raise ValueError(
             f"quantize_ replaces modules within a model, got a bare {type(module).__name__}: put it into a module, or use "
@@ -85,7 +83,7 @@ def is_lstm(module: nn.Module, fqn: str) -> bool:
 def _replacement(module: nn.Module, config: LSTMConfig) -> nn.Module:
     if config.step == "prepare" and isinstance(module, FLOAT_LSTMS):
         return observe(module, config.qconfig or LSTMQConfig.int8())
-    if config.step == "convert" and isinstance(module, _OBSERVED):
+    if config.step == "convert" and isinstance(module, OBSERVED_LSTMS):
         return Converter(config.backend).from_observed(module)
     needed = "a float nn.LSTM or nn.LSTMCell" if config.step == "prepare" else "an LSTM that was prepared"
     raise TypeError(
