@@ -4,12 +4,14 @@
 #include <Python.h>
 
 #include <atomic>
-#include <exception>
 #include <memory>
+#include <vector>
 
 #include "dispatch.h"
 #include "dlpack.h"
 #include "lstm.h"
+#include "python_call.h"
+#include "python_rows.h"
 #include "python_tensor.h"
 #include "stream.h"
 #include "torch_parallel.h"
@@ -31,7 +33,16 @@ struct BoundLayers : Bound {
 
 struct BoundStream : Bound {
   Stream stream;
+  std::vector<int64_t> numbers = std::vector<int64_t>(stream.rows());  // a copy: who gave them may change them
   std::atomic<bool> used{false};
+
+  // The rows that a call is for; None: all. False, and no Python error, where they are not numbers of rows, each once.
+  bool choose(PyObject* object, ChosenRows& rows) {
+    rows = stream.all_rows();
+    if (object == Py_None) return true;
+    rows = {numbers.data(), read_rows(api, object, stream.rows(), numbers.data())};
+    return rows.count >= 0 && stream.has(rows);
+  }
 };
 
 // What Python's Stream derives from.
@@ -58,50 +69,6 @@ class Use {
   BoundStream& bound_;
   const bool mine_;
 };
-
-// Lets other Python threads run during calls of some length.
-class ReleasedGil {
- public:
-  ReleasedGil(const Sizes& sizes, int64_t steps, int64_t rows)
-      : state_(products(sizes, steps, rows) > kLong ? PyEval_SaveThread() : nullptr) {}
-  ~ReleasedGil() {
-    if (state_ != nullptr) PyEval_RestoreThread(state_);
-  }
-  ReleasedGil(const ReleasedGil&) = delete;
-  ReleasedGil& operator=(const ReleasedGil&) = delete;
-
- private:
-  static constexpr double kLong = 4e6;  // multiply-accumulates of some tens of microseconds
-  static double products(const Sizes& sizes, int64_t steps, int64_t rows) {
-    double columns = 0;
-    for (int64_t layer = 0; layer < sizes.num_layers; ++layer) {
-      columns += static_cast<double>(sizes.depth(layer) + sizes.hidden_size);
-    }
-    return columns * static_cast<double>(sizes.num_directions * kGates * sizes.hidden_size) *
-           static_cast<double>(steps) * static_cast<double>(rows);
-  }
-
-  PyThreadState* const state_;
-};
-
-// Runs `body`, which returns a new reference or null with a Python error.
-template <class Body>
-PyObject* guarded(const Body& body) {
-  try {
-    return body();
-  } catch (const std::bad_alloc&) {
-    return PyErr_NoMemory();
-  } catch (const std::exception& error) {
-    return PyErr_Format(PyExc_RuntimeError, "torch_lstm_quant: %s", error.what());
-  }
-}
-
-// False with a Python error.
-bool has_count(Py_ssize_t count, Py_ssize_t needed) {
-  if (count == needed) return true;
-  PyErr_Format(PyExc_TypeError, "needs %zd arguments, got %zd", needed, count);
-  return false;
-}
 
 // Of the args of a function that takes (packed, address, size, exchange_api, ...).
 struct Packed {
@@ -254,91 +221,100 @@ void delete_stream(PyObject* self) {
 
 // Whether `out` can take what is made of `x`.
 bool goes_with(const PyTensor& out, const PyTensor& x) {
-  if (out.is_chunk() != x.is_chunk() || out.steps() != x.steps() || !out.is_contiguous()) return false;
-  return x.steps() == 0 || out.end() <= x.begin() || x.end() <= out.begin();
+  if (out.is_chunk() != x.is_chunk() || out.steps() != x.steps()) return false;
+  if (x.steps() == 0 || x.rows() == 0) return true;  // without items there is nothing to overlap
+  return out.is_contiguous() && (out.end() <= x.begin() || x.end() <= out.begin());
 }
 
-// Feeds the stream, and gives `out_object` or, where that is None, a new tensor; None if it does not take them.
-PyObject* feed(PyObject* self, PyObject* x_object, PyObject* out_object) {
+// Feeds the stream's rows, and gives `out_object` or, where that is None, a new tensor; None if it does not take them.
+PyObject* feed(PyObject* self, PyObject* x_object, PyObject* out_object, PyObject* rows_object) {
   BoundStream* bound = bound_in(self);
   if (bound == nullptr) return nullptr;
   const Use use(*bound);
   if (!use.mine()) return nullptr;
   Stream& stream = bound->stream;
-  const int64_t rows = stream.rows(), columns = stream.sizes().hidden_size;
+  const int64_t columns = stream.sizes().hidden_size;
+  ChosenRows rows;
   PyTensor x, out;
-  if (!x.open(bound->api, x_object, rows, stream.sizes().input_size)) Py_RETURN_NONE;
+  if (!bound->choose(rows_object, rows)) Py_RETURN_NONE;
+  if (!x.open(bound->api, x_object, rows.count, stream.sizes().input_size)) Py_RETURN_NONE;
   return guarded([&]() -> PyObject* {
     float* values = nullptr;
     Reference result(out_object);
     if (out_object != Py_None) {
-      if (!out.open(bound->api, out_object, rows, columns) || !goes_with(out, x)) Py_RETURN_NONE;
+      if (!out.open(bound->api, out_object, rows.count, columns) || !goes_with(out, x)) Py_RETURN_NONE;
       values = reinterpret_cast<float*>(out.begin());
     } else {
-      result.take(x.is_chunk() ? new_tensor(bound->api, {x.steps(), rows, columns}, values)
-                               : new_tensor(bound->api, {rows, columns}, values));
+      result.take(x.is_chunk() ? new_tensor(bound->api, {x.steps(), rows.count, columns}, values)
+                               : new_tensor(bound->api, {rows.count, columns}, values));
       if (result.get() == nullptr) return nullptr;
     }
     TorchParallel parallel;
     {
-      const ReleasedGil released(stream.sizes(), x.steps(), rows);
-      stream.run(parallel, x.steps(), x.sequence(), values);
+      const ReleasedGil released(stream.sizes(), x.steps(), rows.count);
+      stream.run(parallel, x.steps(), x.sequence(), values, rows);
     }
     return result.release();
   });
 }
 
-// stream(x, out=None): what _run() does not take goes to the method _run_unusual(x, out).
+// stream(x, out=None, *, rows=None): what _run() does not take goes to the method _run_unusual(x, out, rows).
 PyObject* call_stream(PyObject* self, PyObject* args, PyObject* keywords) {
-  PyObject *x = nullptr, *out = Py_None;
+  PyObject *x = nullptr, *out = Py_None, *rows = Py_None;
   if (keywords == nullptr) {  // without parsing, which takes a tenth of a microsecond
     if (PyArg_UnpackTuple(args, "Stream", 1, 2, &x, &out) == 0) return nullptr;
   } else {
-    static const char* const names[] = {"x", "out", nullptr};
-    if (PyArg_ParseTupleAndKeywords(args, keywords, "O|O:Stream", const_cast<char**>(names), &x, &out) == 0) {
+    static const char* const names[] = {"x", "out", "rows", nullptr};
+    if (PyArg_ParseTupleAndKeywords(args, keywords, "O|O$O:Stream", const_cast<char**>(names), &x, &out, &rows) == 0)
       return nullptr;
-    }
   }
-  PyObject* y = feed(self, x, out);
+  PyObject* y = feed(self, x, out, rows);
   if (y != Py_None) return y;
   Py_DECREF(y);
-  return PyObject_CallMethod(self, "_run_unusual", "OO", x, out);
+  return PyObject_CallMethod(self, "_run_unusual", "OOO", x, out, rows);
 }
 
-// _run(x, out or None)
+// _run(x, out or None, rows or None)
 PyObject* run_stream(PyObject* self, PyObject* const* args, Py_ssize_t count) {
-  return has_count(count, 2) ? feed(self, args[0], args[1]) : nullptr;
+  return has_count(count, 3) ? feed(self, args[0], args[1], args[2]) : nullptr;
 }
 
-// Does `action` on a stream and two addresses of its states, each of `values` float32.
+// Does `action` on a stream, two addresses of states, each of `values` float32, and the rows that they are of.
 template <class Action>
 PyObject* with_states(PyObject* self, PyObject* const* args, Py_ssize_t count, const Action& action) {
   BoundStream* bound = bound_in(self);
-  if (bound == nullptr || !has_count(count, 3)) return nullptr;
+  if (bound == nullptr || !has_count(count, 4)) return nullptr;
   auto* h = static_cast<float*>(PyLong_AsVoidPtr(args[0]));
   auto* c = static_cast<float*>(PyLong_AsVoidPtr(args[1]));
   const long long values = PyLong_AsLongLong(args[2]);
   const Use use(*bound);
   if (!use.mine() || PyErr_Occurred() != nullptr) return nullptr;
+  ChosenRows rows;
+  if (!bound->choose(args[3], rows))
+    return PyErr_Format(PyExc_RuntimeError, "torch_lstm_quant: rows must be of the stream, each once");
   // Python's attributes can be set to other sizes
-  const Stream& stream = bound->stream;
-  const long long needed = stream.sizes().cells() * stream.rows() * stream.sizes().hidden_size;
+  const Sizes& sizes = bound->stream.sizes();
+  const long long needed = sizes.cells() * rows.count * sizes.hidden_size;
   if (values != needed) {
     return PyErr_Format(PyExc_RuntimeError, "torch_lstm_quant: the stream's states have %lld values each, got %lld",
                         needed, values);
   }
-  action(bound->stream, h, c);
+  action(bound->stream, h, c, rows);
   Py_RETURN_NONE;
 }
 
-// _set_state(address of hx or 0, address of cx or 0, values)
+// _set_state(address of hx or 0, address of cx or 0, values, rows or None)
 PyObject* set_state(PyObject* self, PyObject* const* args, Py_ssize_t count) {
-  return with_states(self, args, count, [](Stream& stream, const float* hx, const float* cx) { stream.reset(hx, cx); });
+  return with_states(self, args, count, [](Stream& stream, const float* hx, const float* cx, const ChosenRows& rows) {
+    stream.reset(hx, cx, rows);
+  });
 }
 
-// _copy_state(address of h_n, address of c_n, values)
+// _copy_state(address of h_n, address of c_n, values, rows or None)
 PyObject* copy_state(PyObject* self, PyObject* const* args, Py_ssize_t count) {
-  return with_states(self, args, count, [](Stream& stream, float* h_n, float* c_n) { stream.copy_state(h_n, c_n); });
+  return with_states(self, args, count, [](Stream& stream, float* h_n, float* c_n, const ChosenRows& rows) {
+    stream.copy_state(h_n, c_n, rows);
+  });
 }
 
 template <PyObject* (*kFunction)(PyObject*, PyObject* const*, Py_ssize_t)>

@@ -8,6 +8,7 @@ namespace lstm_quant::dlpack {
 
 constexpr const char* kCapsuleName = "dlpack_exchange_api";
 constexpr int32_t kCpu = 1;
+constexpr uint8_t kInt = 0;
 constexpr uint8_t kFloat = 2;
 
 struct Tensor {

@@ -11,66 +11,120 @@
 #include "plan.h"
 
 namespace lstm_quant {
+namespace {
+
+void copy_row(const CellState& from, int64_t from_row, const CellState& to, int64_t to_row) {
+  std::memcpy(to.h[0] + to_row * to.h_stride, from.h[0] + from_row * from.h_stride, from.h_stride);
+  std::memcpy(to.c + to_row * to.c_stride, from.c + from_row * from.c_stride, from.c_stride * sizeof(float));
+}
+
+}  // namespace
+
+void RowGroup::reserve(const Stack& stack, int64_t needed) {
+  if (needed <= room) return;
+  std::vector<CellState> larger;
+  AlignedMemory larger_memory = allocate_for([&](Arena& arena) {
+    larger.clear();
+    for (const BoundCell& bound : stack.cells()) larger.push_back(CellState::take(arena, bound.cell, needed));
+  });
+  h.resize(stack.sizes().cells() * needed * stack.sizes().hidden_size);
+  memory = std::move(larger_memory);
+  states = std::move(larger);
+  room = needed;
+}
 
 Stream::Stream(const void* packed, size_t bytes, const CheckedKernels& checked, int64_t rows)
-    : blob_(packed, bytes), stack_(blob_, checked), kernels_(checked.kernels), rows_(rows) {
+    : blob_(packed, bytes), stack_(blob_, checked), kernels_(checked.kernels) {
   if (sizes().num_directions != 1) throw std::runtime_error("a stream goes one way, the LSTM has two directions");
   if (rows < 1 || rows > kMaxSize) {
     throw std::runtime_error("a stream has 1 to " + std::to_string(kMaxSize) + " rows, got " + std::to_string(rows));
   }
-  memory_ = allocate_for([&](Arena& arena) {
-    states_.clear();
-    for (const BoundCell& bound : stack_.cells()) states_.push_back(CellState::take(arena, bound.cell, rows));
-  });
-  h_.resize(sizes().cells() * rows * sizes().hidden_size);
+  all_.reserve(stack_, rows);
+  is_chosen_.resize(rows);
   reset(nullptr, nullptr);
 }
 
-void Stream::divide(int64_t steps, const Threads& threads) {
-  if (buffers_.has_value() && steps == steps_ && threads == threads_) return;
+void Stream::divide(RowGroup& group, int64_t steps, int64_t rows, const Threads& threads) const {
+  if (group.buffers.has_value() && steps == group.steps && rows == group.rows && threads == group.threads) return;
   // the old ones stay where there is no memory for new ones
-  buffers_ = Buffers(sizes(), stack_.cells(), make_plan(sizes(), kernels_.rates, steps, rows_, threads), &states_);
-  steps_ = steps;
-  threads_ = threads;
+  group.buffers =
+      Buffers(sizes(), stack_.cells(), make_plan(sizes(), kernels_.rates, steps, rows, threads), &group.states);
+  group.steps = steps;
+  group.rows = rows;
+  group.threads = threads;
 }
 
-void Stream::reset(const float* hx, const float* cx) {
+bool Stream::has(const ChosenRows& rows) {
+  if (rows.numbers == nullptr) return rows.count == this->rows();
+  int64_t marked = 0;
+  for (; marked < rows.count; ++marked) {
+    const int64_t row = rows[marked];
+    if (row < 0 || row >= this->rows() || is_chosen_[row] != 0) break;
+    is_chosen_[row] = 1;
+  }
+  for (int64_t i = 0; i < marked; ++i) is_chosen_[rows[i]] = 0;
+  return marked == rows.count;
+}
+
+void Stream::reset(const float* hx, const float* cx, const ChosenRows& rows) {
   const IeeeScope ieee;
-  const size_t items = rows_ * sizes().hidden_size;
-  for (size_t i = 0; i < states_.size(); ++i) {
-    const BoundCell& bound = stack_.cells()[i];
-    const auto from = [&](const float* data) { return data == nullptr ? nullptr : data + i * items; };
-    states_[i].load(kernels_, bound, Share::all(bound.cell), rows_,
-                    {from(hx), DType::kFloat32, from(cx), DType::kFloat32});
-  }
-  if (hx == nullptr) {
-    std::fill(h_.begin(), h_.end(), 0.0f);
-  } else {
-    std::copy_n(hx, h_.size(), h_.begin());
+  const FirstStates first{hx, DType::kFloat32, cx, DType::kFloat32};
+  const int64_t units = sizes().hidden_size;
+  for (size_t cell = 0; cell < all_.states.size(); ++cell) {
+    const BoundCell& bound = stack_.cells()[cell];
+    for (int64_t i = 0; i < rows.count; ++i) {
+      const int64_t item = (cell * rows.count + i) * units;
+      all_.states[cell].from_row(rows[i]).load(kernels_, bound, Share::all(bound.cell), 1, first.from_item(item));
+      float* h = all_.h.data() + (cell * this->rows() + rows[i]) * units;
+      if (hx == nullptr) {
+        std::fill_n(h, units, 0.0f);
+      } else {
+        std::copy_n(hx + item, units, h);
+      }
+    }
   }
 }
 
-void Stream::run(Parallel& parallel, int64_t steps, const Sequence& x, float* output) {
-  if (steps == 0) return;
-  divide(steps, parallel.threads());
+void Stream::run(Parallel& parallel, int64_t steps, const Sequence& x, float* output, const ChosenRows& rows) {
+  if (steps == 0 || rows.count == 0) return;
+  if (rows.numbers == nullptr) return run_group(all_, parallel, steps, rows.count, x, output);
+  some_.reserve(stack_, rows.count);
+  for (size_t cell = 0; cell < all_.states.size(); ++cell) {
+    for (int64_t i = 0; i < rows.count; ++i) copy_row(all_.states[cell], rows[i], some_.states[cell], i);
+  }
+  run_group(some_, parallel, steps, rows.count, x, output);
+  const int64_t units = sizes().hidden_size;
+  const float* h = some_.h.data();
+  for (size_t cell = 0; cell < all_.states.size(); ++cell) {
+    for (int64_t i = 0; i < rows.count; ++i, h += units) {
+      copy_row(some_.states[cell], i, all_.states[cell], rows[i]);
+      std::copy_n(h, units, all_.h.data() + (cell * this->rows() + rows[i]) * units);
+    }
+  }
+}
+
+void Stream::run_group(RowGroup& group, Parallel& parallel, int64_t steps, int64_t rows, const Sequence& x,
+                       float* output) const {
+  divide(group, steps, rows, parallel.threads());
   Call call{};
   call.steps = steps;
-  call.rows = rows_;
+  call.rows = rows;
   call.x = x;
   call.output = output;
-  call.h_n = h_.data();
-  stack_.run(call, parallel, *buffers_);
+  call.h_n = group.h.data();
+  stack_.run(call, parallel, *group.buffers);
   if (steps % 2 == 1) {
-    for (CellState& state : states_) std::swap(state.h[0], state.h[1]);
+    for (CellState& state : group.states) std::swap(state.h[0], state.h[1]);
   }
 }
 
-void Stream::copy_state(float* h_n, float* c_n) const {
-  std::copy(h_.begin(), h_.end(), h_n);
-  const size_t units = sizes().hidden_size;
-  for (const CellState& state : states_) {
-    for (int64_t row = 0; row < rows_; ++row, c_n += units) {
-      std::memcpy(c_n, state.c + row * state.c_stride, units * sizeof(float));
+void Stream::copy_state(float* h_n, float* c_n, const ChosenRows& rows) const {
+  const int64_t units = sizes().hidden_size;
+  for (size_t cell = 0; cell < all_.states.size(); ++cell) {
+    const CellState& state = all_.states[cell];
+    for (int64_t i = 0; i < rows.count; ++i, h_n += units, c_n += units) {
+      std::copy_n(all_.h.data() + (cell * this->rows() + rows[i]) * units, units, h_n);
+      std::copy_n(state.c + rows[i] * state.c_stride, units, c_n);
     }
   }
 }

@@ -18,7 +18,7 @@ I, H, B = 7, 6, 2  # noqa: E741
 
 
 def fused() -> tlq.LSTM:
-    return tlq.LSTM(random_layers(Dice(0), I, H, 1, 1, "int8"))
+    return tlq.LSTM(random_layers(Dice(5), I, H, 1, 1, "int8"))
 
 
 def test_sizes_that_are_not_the_streams_do_not_reach_other_memory() -> None:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from torch_lstm_quant import _direct, ops
+from torch_lstm_quant import _direct, ops, saved_states
 from torch_lstm_quant.call_forms import Shape
 from torch_lstm_quant.cell import Cell
 from torch_lstm_quant.qparams import QParams, WeightQParams, pack_grids, smallest_dtype, unpack_grids
@@ -43,6 +43,7 @@ class PackedCells(nn.Module):
     _shape: Shape
     _packed: Tensor
     _bound: tuple[tuple[int, int], object] | None = None
+    _known: tuple[Tensor, str] | None = None  # a fingerprint, and the packed cells that it is of
 
     def __init__(self, layers: Sequence[Sequence[Cell]], *, batch_first: bool = False) -> None:
         super().__init__()
@@ -68,6 +69,13 @@ class PackedCells(nn.Module):
         packed = self._buffers["_packed"]  # as an attribute it takes nn.Module ten times as long to find
         assert packed is not None
         return packed
+
+    def fingerprint(self) -> str:
+        """What tells these cells from others: the SHA-256 of their grids, weights and biases, in hex."""
+        packed = self.packed()
+        if self._known is None or self._known[0] is not packed:
+            self._known = packed, saved_states.fingerprint(self.cells())
+        return self._known[1]
 
     def _suffixes(self) -> list[str]:
         """What follows ``weight_ih`` in the names of each cell's buffers, in the order of :meth:`cells`."""
@@ -143,7 +151,7 @@ class PackedCells(nn.Module):
         return self._bound[1]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_bound": None}  # it holds addresses
+        return {**self.__dict__, "_bound": None, "_known": None}  # the one holds addresses, the other a tensor
 
     def _check_inference(self) -> None:
         if self.training:

@@ -1,20 +1,25 @@
-"""``Stream``: a fused LSTM that goes on from call to call, one step or chunk at a time, with its states inside."""
+"""``Stream``: a fused LSTM that goes on from call to call, all its rows or some, with their states inside."""
 
 from __future__ import annotations
 
 import math
+import operator
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from torch_lstm_quant import _direct, ops
+from torch_lstm_quant import _direct, ops, saved_states
 from torch_lstm_quant.call_forms import CPU, States, check_tensor, split_states
 from torch_lstm_quant.modules import LSTM, LSTMCell
 
-_FORM = "[batch_size={rows}, {size}] (one step) or [T, {rows}, {size}] (a chunk, steps first)"
+_FORM = "[{rows}, {size}] (one step) or [T, {count}, {size}] (a chunk, steps first)"
 
 _FLOAT32 = (torch.float32,)
 _MOST_ROWS = 1 << 24  # csrc/blob.h: no product of sizes overflows
+
+Rows = Sequence[int] | Tensor
 
 
 class Stream(_direct.Stream):
@@ -24,16 +29,24 @@ class Stream(_direct.Stream):
     calls. A call goes around torch's dispatcher, so that a step costs little more than its arithmetic; it is not seen by
     autograd, compilers, tracers or torch's profiler.
 
-    ``stream(x, out=None)`` gives the hidden state of the last layer after each step of ``x``: float32
-    ``[batch_size, hidden_size]`` for one step, ``[T, batch_size, hidden_size]`` for a chunk.
+    ``stream(x, out=None, *, rows=None)`` gives the hidden state of the last layer after each step of ``x``: float32
+    ``[batch_size, hidden_size]`` for one step, ``[T, batch_size, hidden_size]`` for a chunk. With ``rows`` only those rows go
+    on, and ``len(rows)`` stands for ``batch_size``.
 
     - ``x``: float32 ``[batch_size, input_size]`` or ``[T, batch_size, input_size]``, steps first whether or not the module is
       ``batch_first``.
     - ``out``: where to write what is returned, float32 and contiguous, without overlap with ``x``; None: a new tensor.
       Autograd does not see the writing, so it should not be a tensor that a backward pass still needs.
+    - ``rows``: which row of the stream each row of ``x`` is for, a list of ints or an int64 tensor, in any order, each once;
+      or none at all. The others stay as they are, and cost nothing. None: all.
 
-    It raises TypeError where ``x`` or ``out`` is no dense float32 tensor on the CPU, ValueError for another shape or an
-    ``out`` that is not contiguous or overlaps ``x``, RuntimeError while another thread uses the stream.
+    So a server gives each caller a row, and each step the callers that have sent something. A row's values do not depend on
+    which others go on with it. ``reset(rows=[row])`` makes a row anew for the next caller; ``save`` and ``restore`` move one
+    to another row, stream or machine.
+
+    It raises TypeError where ``x`` or ``out`` is no dense float32 tensor on the CPU or ``rows`` are no ints, ValueError for
+    another shape, an ``out`` that is not contiguous or overlaps ``x``, a row that the stream does not have or that comes
+    twice, RuntimeError while another thread uses the stream, whatever its rows.
 
     Args:
         module: a fused LSTM of one direction. The stream has a copy of its packed weights, and does not follow a state
@@ -48,6 +61,9 @@ class Stream(_direct.Stream):
         >>> stream = Stream(quantized.lstm)
         >>> for x in steps:  # [1, input_size]
         ...     y = stream(x)  # [1, hidden_size]
+        >>> server = Stream(quantized.lstm, batch_size=256)
+        >>> y = server(x, rows=[3, 17, 4])  # [3, input_size] -> [3, hidden_size]
+        >>> server.reset(rows=[17])
     """
 
     def __init__(self, module: LSTM, batch_size: int = 1) -> None:
@@ -68,58 +84,109 @@ class Stream(_direct.Stream):
         self.hidden_size = module.hidden_size
         self.num_layers = module.num_layers
         self.batch_size = batch_size
+        self._fingerprint = module.fingerprint()
 
-    def reset(self, hx: States | None = None) -> None:
-        """Begin a new sequence.
+    def reset(self, hx: States | None = None, rows: Rows | None = None) -> None:
+        """Begin a new sequence in all rows or some.
 
         Args:
-            hx: the states to go on from, ``(h_0, c_0)``, each float32 ``[num_layers, batch_size, hidden_size]``; None: zeros.
+            hx: the states to go on from, ``(h_0, c_0)``, each float32 ``[num_layers, batch_size, hidden_size]``, with ``rows``
+                ``[num_layers, len(rows), hidden_size]``; None: zeros.
+            rows: those that begin anew, a list of ints or an int64 tensor; None: all.
 
         Raises:
             TypeError, ValueError: other values than these. The stream stays as it was.
             RuntimeError: the stream is being used by another thread.
         """
+        numbers = self._numbers(rows)
         if hx is None:
-            self._set_state(0, 0, math.prod(self._state_shape))
-            return
-        h0, c0 = (self._state(name, state) for name, state in zip(("h_0", "c_0"), split_states(hx), strict=True))
-        self._set_state(h0.data_ptr(), c0.data_ptr(), h0.numel())
+            self._set_state(0, 0, math.prod(self._state_shape(numbers)), numbers)
+        else:
+            self._set(("h_0", "c_0"), split_states(hx), numbers)
 
-    def state(self) -> States:
+    def state(self, rows: Rows | None = None) -> States:
         """``(h_n, c_n)`` after the last step, each float32 ``[num_layers, batch_size, hidden_size]``, as the module gives.
 
-        Another stream of the same module that is ``reset`` to them goes on as this one would.
+        With ``rows``, those of these rows, ``[num_layers, len(rows), hidden_size]``. Rows of a stream of the same module that
+        are ``reset`` to them go on as these would.
         """
-        h_n, c_n = (torch.empty(self._state_shape, dtype=torch.float32, device=CPU) for _ in range(2))
-        self._copy_state(h_n.data_ptr(), c_n.data_ptr(), h_n.numel())
+        numbers = self._numbers(rows)
+        h_n, c_n = (torch.empty(self._state_shape(numbers), dtype=torch.float32, device=CPU) for _ in range(2))
+        self._copy_state(h_n.data_ptr(), c_n.data_ptr(), h_n.numel(), numbers)
         return h_n, c_n
+
+    def save(self, rows: Rows | None = None) -> dict[str, Any]:
+        """The state of all rows or some, for :meth:`restore`: a dict of plain values and tensors, with which module it is of.
+
+        ``torch.save`` and ``pickle`` take it, and ``torch.load`` reads it with ``weights_only=True``.
+        """
+        return saved_states.save(self._fingerprint, self.state(rows))
+
+    def restore(self, saved: dict[str, Any], rows: Rows | None = None) -> None:
+        """Go on from what :meth:`save` gave, here or elsewhere: bit for bit as the rows would have that were saved.
+
+        Args:
+            saved: of as many rows, of this module or one with the same grids, weights and biases.
+            rows: those that take the states, in the order in which they were saved; None: all.
+
+        Raises:
+            TypeError, ValueError: what ``save`` did not give, or gave for another module or another number of rows; a newer
+                format. The stream stays as it was.
+            RuntimeError: the stream is being used by another thread.
+        """
+        self._set(("saved h", "saved c"), saved_states.load(saved, self._fingerprint), self._numbers(rows))
 
     def __repr__(self) -> str:
         return f"Stream({self.input_size}, {self.hidden_size}, num_layers={self.num_layers}, batch_size={self.batch_size})"
 
     def __reduce__(self) -> str:
-        raise TypeError("a Stream cannot be copied or pickled: make another of its module and reset it to state()")
+        raise TypeError("a Stream cannot be copied or pickled: make another of its module and restore what save() gives")
 
-    @property
-    def _state_shape(self) -> tuple[int, int, int]:
-        return self.num_layers, self.batch_size, self.hidden_size
+    def _numbers(self, rows: object) -> list[int] | None:
+        """``rows``, if they are rows of the stream, each once; else a TypeError or ValueError."""
+        if rows is None:
+            return None
+        if isinstance(rows, Tensor):
+            if rows.dtype == torch.bool:
+                raise TypeError("rows must be numbers of rows, got a mask of torch.bool: pass mask.nonzero()[:, 0]")
+            check_tensor("rows", rows, (torch.int64,), CPU)
+            if rows.dim() != 1:
+                raise ValueError(f"rows must be one-dimensional, got {list(rows.shape)}")
+            _check_memory("rows", rows)
+            numbers: list[int] = rows.tolist()
+        elif isinstance(rows, Sequence) and not isinstance(rows, (str, bytes)):
+            for row in rows:
+                if isinstance(row, bool) or not hasattr(row, "__index__"):
+                    raise TypeError(f"rows must be ints, got {row!r}")
+            numbers = [operator.index(row) for row in rows]
+        else:
+            raise TypeError(f"rows must be a list of ints or an int64 tensor, got {type(rows).__name__}")
+        seen = set()
+        for row in numbers:
+            if not 0 <= row < self.batch_size:
+                raise ValueError(f"rows must be from 0 to batch_size - 1 = {self.batch_size - 1}, got {row}")
+            if row in seen:
+                raise ValueError(f"rows must each come once, got {row} twice")
+            seen.add(row)
+        return numbers
 
-    def _state(self, name: str, state: object) -> Tensor:
-        """A plain copy."""
-        check_tensor(name, state, _FLOAT32, CPU)
-        assert isinstance(state, Tensor)
-        needed = list(self._state_shape)
-        if list(state.shape) != needed:
-            raise ValueError(f"{name} must be {needed} (num_layers, batch_size, hidden_size), got {list(state.shape)}")
-        plain = state.clone(memory_format=torch.contiguous_format)
-        _check_memory(name, plain)
-        return plain
+    def _state_shape(self, numbers: list[int] | None) -> list[int]:
+        return [self.num_layers, self.batch_size if numbers is None else len(numbers), self.hidden_size]
 
-    def _run_unusual(self, x: Tensor, out: Tensor | None) -> Tensor:
+    def _set(self, names: tuple[str, str], states: tuple[object, object], numbers: list[int] | None) -> None:
+        needed = self._state_shape(numbers)
+        h, c = (_plain_state(name, state, needed) for name, state in zip(names, states, strict=True))
+        self._set_state(h.data_ptr(), c.data_ptr(), h.numel(), numbers)
+
+    def _run_unusual(self, x: Tensor, out: Tensor | None, rows: Rows | None) -> Tensor:
         """What the compiled call does not take as it is: says what is wrong with it, or makes it plain."""
+        numbers = self._numbers(rows)
         check_tensor("x", x, _FLOAT32, CPU)
-        if x.dim() not in (2, 3) or list(x.shape[-2:]) != [self.batch_size, self.input_size]:
-            raise ValueError(f"x must be {_FORM.format(rows=self.batch_size, size=self.input_size)}, got {list(x.shape)}")
+        count = self.batch_size if numbers is None else len(numbers)
+        if x.dim() not in (2, 3) or list(x.shape[-2:]) != [count, self.input_size]:
+            of_rows = f"{'batch_size' if numbers is None else 'len(rows)'}={count}"
+            form = _FORM.format(rows=of_rows, count=count, size=self.input_size)
+            raise ValueError(f"x must be {form}, got {list(x.shape)}")
         if out is not None:
             check_tensor("out", out, _FLOAT32, CPU)
             needed = [*x.shape[:-1], self.hidden_size]
@@ -129,13 +196,24 @@ class Stream(_direct.Stream):
                 raise ValueError(f"out must be contiguous and no negated view, got strides {list(out.stride())}")
         if x.stride(-1) != 1 or x.is_neg() or x._is_zerotensor():
             x = x.clone(memory_format=torch.contiguous_format)
-        y: Tensor | None = self._run(x, out)
+        y: Tensor | None = self._run(x, out, numbers)
         if y is not None:
             return y
         for name, value in (("x", x), ("out", out)):
             if value is not None:
                 _check_memory(name, value)
         raise ValueError("out must not overlap x: leave it out, or pass another tensor")
+
+
+def _plain_state(name: str, state: object, needed: list[int]) -> Tensor:
+    """A plain copy of ``state``, if it is float32 of that shape."""
+    check_tensor(name, state, _FLOAT32, CPU)
+    assert isinstance(state, Tensor)
+    if list(state.shape) != needed:
+        raise ValueError(f"{name} must be {needed} (num_layers, rows, hidden_size), got {list(state.shape)}")
+    plain = state.clone(memory_format=torch.contiguous_format)
+    _check_memory(name, plain)
+    return plain
 
 
 def _check_memory(name: str, value: Tensor) -> None:
