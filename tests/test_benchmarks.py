@@ -54,6 +54,14 @@ def test_rows_of_different_lengths_are_timed() -> None:
     assert all(len(row) == 6 and 0 < float(row[1]) <= 1 and float(row[2]) > 0 for row in rows)
 
 
+def test_rows_of_a_stream_are_timed() -> None:
+    command = [sys.executable, str(BENCH.with_name("rows.py")), "--rows", "1,3", "--of", "4", "--sizes", "8", "--seconds", "0"]
+    text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    rows = [line.split("|")[1:-1] for line in text.splitlines()[-2:]]
+    assert [row[:2] for row in rows] == [[" 8 ", " 1 "], [" 8 ", " 3 "]]
+    assert all(len(row) == 7 and row[2].endswith("(1.00) ") for row in rows)
+
+
 @pytest.fixture
 def report(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(str(BENCH.parent))
