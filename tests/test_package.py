@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import torch_lstm_quant as tlq
+from torch_lstm_quant import ops
 from torch_lstm_quant.qconfig import LSTMQConfig
 from torch_lstm_quant.qparams import PARTS, WEIGHTS
 
@@ -51,6 +52,11 @@ def test_the_module_prints_what_a_bug_report_needs() -> None:
         r"threads +\d",
     ):
         assert re.search(line, done.stdout), done.stdout
+
+
+def test_the_module_says_where_the_operators_are() -> None:
+    done = run("-m", "torch_lstm_quant", "--library")
+    assert (done.returncode, done.stdout) == (0, f"{ops.library_path()}\n"), done.stderr
 
 
 def test_the_module_reports_a_wrong_isa_among_the_rest() -> None:

@@ -1,7 +1,11 @@
-"""``python -m torch_lstm_quant``: what a bug report needs to say of the machine and the installation."""
+"""``python -m torch_lstm_quant``: what a bug report needs to say of the machine and the installation.
+
+With ``--library``: only where the compiled operators are, for C++ programs that load them.
+"""
 
 from __future__ import annotations
 
+import argparse
 import platform
 from importlib.metadata import version
 
@@ -11,7 +15,12 @@ from torch_lstm_quant import ops
 
 
 def main() -> None:
-    """Print versions, instruction sets and threads."""
+    """Print versions, instruction sets and threads, or the path that was asked for."""
+    parser = argparse.ArgumentParser(prog="python -m torch_lstm_quant", description="versions, instruction sets and threads")
+    parser.add_argument("--library", action="store_true", help="print only the path of the compiled operators")
+    if parser.parse_args().library:
+        print(ops.library_path())
+        return
     rows = {
         "torch_lstm_quant": version("torch_lstm_quant"),
         "torch": torch.__version__,

@@ -17,13 +17,17 @@ from torch_lstm_quant.tables import function_tables
 _ALIGNMENT = 64  # of what kernels read; torch's own allocations have it
 
 
-def _load_library() -> None:
+def library_path() -> Path:
+    """The library of the compiled operators, for programs that load it themselves. It needs libtorch, and no Python.
+
+    Raises:
+        ImportError: it was not built.
+    """
     folder = Path(__file__).parent
     for suffix in EXTENSION_SUFFIXES:
         library = folder / f"_C{suffix}"
         if library.exists():
-            torch.ops.load_library(library)
-            return
+            return library
     raise ImportError(
         f"torch_lstm_quant's compiled library is missing from {folder}: "
         "build it with `pip install --no-build-isolation -e .` in the source folder, or, if the package is installed already, "
@@ -31,7 +35,7 @@ def _load_library() -> None:
     )
 
 
-_load_library()
+torch.ops.load_library(library_path())
 
 
 def _fake_pack(
