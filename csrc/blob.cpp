@@ -9,7 +9,8 @@ namespace lstm_quant {
 namespace {
 
 [[noreturn]] void fail(const std::string& what) {
-  throw std::runtime_error("packed LSTM: " + what + ": pack the cells again with torch_lstm_quant.ops.pack");
+  throw std::runtime_error("packed LSTM: " + what +
+                           ": pack the cells again with torch_lstm_quant.ops.pack, or export the model again");
 }
 
 bool is_absent(const Grid& grid) {

@@ -217,6 +217,7 @@ def test_state_dicts_have_the_names_of_nn_lstm_cell() -> None:
         *(f"{kind}_{side}" for kind in ("weight", "bias") for side in ("ih", "hh")),
         *(f"weight_{side}_{field}" for side in ("ih", "hh") for field in ("scale", "zero_point")),
         "grids",
+        "_extra_state",  # the format version
     }
 
 

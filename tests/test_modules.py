@@ -111,6 +111,7 @@ def test_state_dicts_hold_canonical_tensors_only() -> None:
         *(f"{kind}_{side}_l0" for kind in ("weight", "bias") for side in ("ih", "hh")),
         *(f"weight_{side}_{field}_l0" for side in ("ih", "hh") for field in ("scale", "zero_point")),
         "grids_l0",
+        "_extra_state",  # the format version
     }
 
 

@@ -177,6 +177,15 @@ def sums(packed: Tensor) -> list[tuple[str, str]]:
     return list(zip(names[::2], names[1::2], strict=True))
 
 
+def is_packed(packed: Tensor) -> bool:
+    """Whether ``packed`` is what :func:`pack` gives in this version."""
+    try:
+        sums(packed)
+    except RuntimeError:
+        return False
+    return True
+
+
 def isa_active() -> str:
     """The instruction set whose kernels run; the environment variable ``TORCH_LSTM_QUANT_ISA`` forces one.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch_lstm_quant import _direct, ops, saved_states
 from torch_lstm_quant.call_forms import Shape
 from torch_lstm_quant.cell import Cell
+from torch_lstm_quant.format_version import FORMAT_VERSION, format_problem
 from torch_lstm_quant.qparams import QParams, WeightQParams, pack_grids, smallest_dtype, unpack_grids
 
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32)
@@ -151,7 +152,24 @@ class PackedCells(nn.Module):
         return self._bound[1]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_bound": None, "_known": None}  # the one holds addresses, the other a tensor
+        # what is bound holds addresses, what is known a tensor
+        return {**self.__dict__, "_bound": None, "_known": None, "_format_version": FORMAT_VERSION}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        problem = format_problem(state.get("_format_version", 0))
+        if problem is not None:
+            raise RuntimeError(f"this {type(self).__name__} cannot be loaded: {problem}")
+        super().__setstate__({name: value for name, value in state.items() if name != "_format_version"})  # type: ignore[no-untyped-call]
+        packed = self.packed()
+        if type(packed) is Tensor and packed.is_cpu and not ops.is_packed(packed):  # another version's
+            self._packed = ops.pack(self.cells())
+
+    def get_extra_state(self) -> Tensor:
+        """The format version, which goes into state dicts: as a tensor, since safetensors holds nothing else."""
+        return torch.tensor(FORMAT_VERSION, device="cpu")
+
+    def set_extra_state(self, state: object) -> None:
+        """Nothing is kept: the version is looked at before anything is loaded."""
 
     def _check_inference(self) -> None:
         if self.training:
@@ -163,12 +181,12 @@ class PackedCells(nn.Module):
     def _register(self, suffix: str, cell: Cell) -> None:
         self.register_buffer(f"grids{suffix}", pack_grids(cell.qparams))
         for side in ("ih", "hh"):
-            self.register_buffer(f"weight_{side}{suffix}", getattr(cell, f"weight_{side}").contiguous())
-            self.register_buffer(f"bias_{side}{suffix}", getattr(cell, f"bias_{side}").contiguous())
+            self.register_buffer(f"weight_{side}{suffix}", _own(getattr(cell, f"weight_{side}")))
+            self.register_buffer(f"bias_{side}{suffix}", _own(getattr(cell, f"bias_{side}")))
             grid: WeightQParams | None = getattr(cell.qparams, f"weight_{side}")
             if grid is not None:
-                self.register_buffer(f"weight_{side}_scale{suffix}", grid.scale)
-                self.register_buffer(f"weight_{side}_zero_point{suffix}", grid.zero_point)
+                self.register_buffer(f"weight_{side}_scale{suffix}", _own(grid.scale))
+                self.register_buffer(f"weight_{side}_zero_point{suffix}", _own(grid.zero_point))
                 self._limits[f"weight_{side}{suffix}"] = (grid.quant_min, grid.quant_max)
 
     def _cell(self, suffix: str) -> Cell:
@@ -181,9 +199,13 @@ class PackedCells(nn.Module):
         qparams = unpack_grids(getattr(self, f"grids{suffix}"), weight_grid("ih"), weight_grid("hh"))
         return Cell(qparams, *(getattr(self, f"{name}{suffix}") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")))
 
-    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         kind = type(self).__name__
         error_msgs: list[str] = args[-1]
+        problem = format_problem(state_dict.setdefault(f"{prefix}_extra_state", 0))
+        if problem is not None:
+            error_msgs.append(f"{prefix.removesuffix('.') or kind}: {problem}")
+            return
         known_errors = len(error_msgs)
         own = dict(self.named_buffers(remove_duplicate=False))
         for name, buffer in own.items():
@@ -228,6 +250,11 @@ def _nobody_watches() -> bool:
         or torch._C._len_torch_dispatch_stack()
         or torch._C._autograd._profiler_enabled()
     )
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """A copy that is contiguous and shares its memory with no other tensor, as files and shared modules want buffers."""
+    return tensor.clone(memory_format=torch.contiguous_format)
 
 
 def _are_floats(*tensors: Tensor) -> bool:
