@@ -130,6 +130,7 @@ BAD_SAVED: dict[str, tuple[Callable[[dict[str, Any]], object], type[Exception], 
     "no c": (without("c"), ValueError, "got no c"),
     "no module": (without("module"), ValueError, "got no module"),
     "newer": (lambda saved: saved | {"format": 2}, ValueError, "saved must have format 1, got 2: restore it with the version"),
+    "no format": (lambda saved: saved | {"format": torch.ones(2)}, ValueError, "saved must have format 1, got tensor"),
     "other": (lambda saved: saved | {"module": "0" * 64}, ValueError, "got the state of another, 000000000000"),
     "no name": (lambda saved: saved | {"module": None}, ValueError, "got the state of another, None"),
     "fewer rows": (

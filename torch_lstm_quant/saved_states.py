@@ -41,7 +41,7 @@ def load(saved: object, module: str) -> tuple[object, object]:
     missing = [key for key in _KEYS if key not in saved]
     if missing:
         raise ValueError(f"saved must have all that save() puts there, {', '.join(_KEYS)}, got no {', '.join(missing)}")
-    if saved["format"] != FORMAT:
+    if type(saved["format"]) is not int or saved["format"] != FORMAT:
         advice = "restore it with the version of torch_lstm_quant that saved it, or a newer one"
         raise ValueError(f"saved must have format {FORMAT}, got {saved['format']!r}: {advice}")
     if saved["module"] != module:
