@@ -157,6 +157,7 @@ BAD_ROWS: dict[str, tuple[Any, type[Exception], str]] = {
     "too large in a tensor": (torch.tensor([0, 1 << 40]), ValueError, f"got {1 << 40}"),
     "too many": ([0, 1, 2, 3, 4, 0], ValueError, "got 0 twice"),
     "floats": ([0.0, 1.0], TypeError, "rows must be ints, got 0.0"),
+    "float tensors inside": ([torch.tensor(1.0), torch.tensor(0.0)], TypeError, r"rows must be ints, got tensor\(1\.\)"),
     "bools": ([True, False], TypeError, "rows must be ints, got True"),
     "strings": (["a", "b"], TypeError, "rows must be ints, got 'a'"),
     "None inside": ([None, 0], TypeError, "rows must be ints, got None"),

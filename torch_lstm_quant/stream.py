@@ -155,10 +155,7 @@ class Stream(_direct.Stream):
             _check_memory("rows", rows)
             numbers: list[int] = rows.tolist()
         elif isinstance(rows, Sequence) and not isinstance(rows, (str, bytes)):
-            for row in rows:
-                if isinstance(row, bool) or not hasattr(row, "__index__"):
-                    raise TypeError(f"rows must be ints, got {row!r}")
-            numbers = [operator.index(row) for row in rows]
+            numbers = [_number(row) for row in rows]
         else:
             raise TypeError(f"rows must be a list of ints or an int64 tensor, got {type(rows).__name__}")
         seen = set()
@@ -203,6 +200,15 @@ class Stream(_direct.Stream):
             if value is not None:
                 _check_memory(name, value)
         raise ValueError("out must not overlap x: leave it out, or pass another tensor")
+
+
+def _number(row: Any) -> int:
+    try:
+        if not isinstance(row, bool):
+            return operator.index(row)
+    except TypeError:
+        pass
+    raise TypeError(f"rows must be ints, got {row!r}")
 
 
 def _plain_state(name: str, state: object, needed: list[int]) -> Tensor:
