@@ -193,6 +193,28 @@ def test_a_model_gives_its_own_bits(two: nn.Module, optimize: bool, tmp_path: Pa
         assert_same_bits(runner, two(*call), *call, names=("x", "h", "c", "lengths"))
 
 
+class SameInput(nn.Module):
+    """Two LSTMs of the same input, one of them called twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.LSTM(6, 4), nn.LSTM(6, 4)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        output, states = self.first(x)
+        return output, self.first(x, states)[0], self.first(x)[1][0], self.second(x)[0]
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
+@pytest.mark.parametrize("optimize", [True, False])
+def test_several_calls_on_one_input(optimize: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x, file = torch.randn(7, 2, 6), tmp_path / "model.onnx"
+    model = tlq.quantize(SameInput().eval(), [x])
+    tlq.export_onnx(model, file, (x,), optimize=optimize)
+    assert_same_bits(session(file), model(x), x, names=("x",))
+
+
 @torchs_warnings
 def test_what_cannot_be_written_is_refused(two: nn.Module, tmp_path: Path) -> None:
     file, x = tmp_path / "model.onnx", torch.randn(3, 2, 6)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -35,6 +36,8 @@ def onnx_translation_table(model: nn.Module) -> dict[Callable[..., Any], Callabl
     if not cells:
         raise ValueError(f"nothing to translate: {what_was_found(model)}")
 
+    calls = itertools.count()
+
     def lstm(
         x: Any,
         hx: Any,
@@ -54,7 +57,7 @@ def onnx_translation_table(model: nn.Module) -> dict[Callable[..., Any], Callabl
             raise ValueError("a PackedSequence cannot be written to ONNX, got one: pass the padded batch and its lengths")
         if packed.name not in cells:
             raise ValueError(f"the weights {packed.name} are of no LSTM of the model that the table was made for")
-        return _emit(cells[packed.name], x, hx, cx, lengths)
+        return _emit(f"{x.name}_lstm{next(calls)}_", cells[packed.name], x, hx, cx, lengths)
 
     return {torch.ops.torch_lstm_quant.lstm.default: lstm}
 
@@ -89,15 +92,15 @@ def _cells_by_name(model: nn.Module) -> dict[str, list[list[Cell]]]:
     return cells
 
 
-def _emit(layers: Sequence[Sequence[Cell]], x: Any, hx: Any, cx: Any, lengths: Any) -> Sequence[Any]:
-    """Records the nodes of an LSTM with the exporter that is translating; returns its outputs."""
+def _emit(prefix: str, layers: Sequence[Sequence[Cell]], x: Any, hx: Any, cx: Any, lengths: Any) -> Sequence[Any]:
+    """Records the nodes of an LSTM, named with ``prefix``, with the exporter that is translating; returns its outputs."""
     onnxscript = _require_onnxscript()
     from onnxscript import ir
 
     recorder = onnxscript.evaluator.default()
     given = {name: value for name, value in (("x", x), ("h_0", hx), ("c_0", cx), ("lengths", lengths)) if value is not None}
     names = {name: name for name in given}
-    graph = Graph(f"{x.name}_lstm_")
+    graph = Graph(prefix)
     results = add_layers(graph, layers, "x", names.get("h_0"), names.get("c_0"), names.get("lengths"))
     inputs = [graph.value_info(name, torch.int64 if name == "lengths" else torch.float32, None) for name in given]
     outputs = [graph.value_info(name, torch.float32, None) for name in results]
