@@ -64,8 +64,22 @@ def assert_reason(name: str, way: str, model: Model) -> None:
 
 def test_a_call_that_nn_lstm_refuses() -> None:
     name = "LSTM: no steps (T=0)"
-    assert_reason(name, "eager", fused_model(name))
+    form, model = FORMS[name], fused_model(name)
     assert set(exceptions(name).values()) == {"no steps"}
+    assert_reason(name, "eager", model)
+    for way in ("export", "export strict", "jit.trace"):
+        output, (h, c) = call_all(way, model, form)[1]
+        assert (output.shape, h.shape, c.shape) == ((0, 3, 8), (1, 3, 8), (1, 3, 8))
+
+
+def test_compiled_by_inductor() -> None:
+    names = ["LSTM: states given", "LSTM: lengths=", "LSTMCell: states given"]
+    model = Together(names, [fused_model(name) for name in names])
+    torch.compiler.reset()
+    run = torch.compile(model, fullgraph=True, dynamic=True)
+    for other in (None, 0, 1, 2):
+        with torch.no_grad():
+            assert_same(run(model.inputs(other)), model(model.inputs(other)))
 
 
 @pytest.mark.parametrize("way", WAYS_TOGETHER)

@@ -189,7 +189,8 @@ class Reason:
 
 REASONS = {
     "no steps": Reason(
-        "`nn.LSTM` refuses it: `Expected sequence length to be larger than 0 in RNN`",
+        "`nn.LSTM` refuses it: `Expected sequence length to be larger than 0 in RNN`, and so does the fused one; programs of "
+        "`torch.export` and `jit.trace`, without its checks, give an output of no steps",
         "the sequence must have at least one step, as in nn.LSTM",
         "Expected sequence length to be larger than 0 in RNN",
     ),
