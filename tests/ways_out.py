@@ -15,8 +15,7 @@ import onnxruntime
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
-from ways_out_forms import FORMS, Form, Model, carried_over
+from ways_out_forms import FORMS, CallForms, Form, Model, States
 
 import torch_lstm_quant as tlq
 
@@ -85,31 +84,29 @@ def with_other_biases(model: Model) -> Model:
     return other
 
 
-def stream(model: Model, form: Form) -> Run:
-    """What a Stream gives for the rows and steps of a call, in two pieces."""
+class StreamedLSTM(CallForms):
+    """A Stream: all rows in two chunks, or step by step those that still have steps."""
 
-    def run(x: Any, *others: Tensor) -> Any:
-        if form.axes[0] == "packed.data":
-            x = PackedSequence(x, *others)
-        elif "lengths" in form.axes:
-            x = pack_padded_sequence(x, others[0], enforce_sorted=False)
-        if isinstance(x, PackedSequence):
-            return tlq.Stream(model.rnn, len(x.sorted_indices))(x)
-        unbatched, axes = "B" not in form.axes[0], form.axes[0].replace("J", "I")
-        x = x[..., ::2] if "J" in form.axes[0] else x
-        steps = x[:, None] if unbatched else x.transpose(0, 1) if axes == "BTI" else x
-        one = tlq.Stream(model.rnn, steps.shape[1])
-        if others:
-            one.reset(tuple(state[:, None] if unbatched else state for state in others))
-        if form.call is carried_over:
-            one(steps)
-        output = torch.cat([one(piece) for piece in steps.tensor_split(2) if len(piece)])
-        h, c = one.state()
-        if unbatched:
-            return output[:, 0], (h[:, 0], c[:, 0])
-        return output.transpose(0, 1) if model.rnn.batch_first else output, (h, c)
+    def __init__(self, module: tlq.LSTM) -> None:
+        super().__init__(module)
+        self.module = module
 
-    return run
+    def batch(self, x: Tensor, hx: States | None, lengths: Tensor | None) -> tuple[Tensor, States]:
+        stream = tlq.Stream(self.module, x.shape[1])
+        stream.reset(hx)
+        if lengths is None:
+            return torch.cat([stream(chunk) for chunk in x.tensor_split(2) if len(chunk)]), stream.state()
+        output = torch.zeros(*x.shape[:2], self.module.hidden_size)
+        for step in range(int(lengths.max())):
+            rows = (lengths > step).nonzero().flatten()
+            output[step, rows] = stream(x[step, rows], rows=rows)
+        return output, stream.state()
+
+
+def streamed(model: Model, form: Form) -> Run:
+    other = copy.copy(model)
+    other._modules = {"rnn": StreamedLSTM(model.rnn) if form.kind is nn.LSTM else tlq.Stream(model.rnn)}
+    return other
 
 
 WAYS: dict[str, Callable[[Model, Form], Run]] = {
@@ -122,7 +119,7 @@ WAYS: dict[str, Callable[[Model, Form], Run]] = {
     "pickle": pickled,
     "state_dict": by_state_dict,
     "safetensors": by_safetensors,
-    "Stream": stream,
+    "Stream": streamed,
 }
 
 # All forms at once, since a compiler takes longer to begin than for all of them
@@ -222,7 +219,6 @@ REASONS = {
     "two directions": Reason(
         "a backward direction begins at the end, which a stream does not have yet", "backward direction begins at the end"
     ),
-    "rows of other lengths": Reason("a `Stream`'s rows take their steps together", "x must be a tensor, got PackedSequence"),
     "a stream of no rows": Reason("a `Stream` has at least one row", "batch_size must be at least 1"),
     "a cell": Reason("a `Stream` takes an LSTM: `LSTM(cell.cells())` is one", r"LSTM\(.*cells\(\)\)"),
 }
@@ -230,20 +226,17 @@ REASONS = {
 _PACKED_GIVEN = {
     **dict.fromkeys(["export", "export strict", "AOTInductor", "ONNX"], "packed export"),
     "jit.trace": "packed trace",
-    "Stream": "rows of other lengths",
 }
 EXCEPTIONS: dict[str, dict[str, str]] = {
     "LSTM: no rows (B=0)": {"Stream": "a stream of no rows"},
     "LSTM: no steps (T=0)": dict.fromkeys([*WAYS, *WAYS_TOGETHER], "no steps"),
     "LSTM: PackedSequence given": _PACKED_GIVEN,
     "LSTM: PackedSequence given, states": _PACKED_GIVEN,
-    "LSTM: PackedSequence of parts that are given": {"ONNX": "packed ONNX", "Stream": "rows of other lengths"},
+    "LSTM: PackedSequence of parts that are given": {"ONNX": "packed ONNX"},
     "LSTM: PackedSequence made in forward": {
         **dict.fromkeys(["compile", "export strict"], "packing compiled"),
         **dict.fromkeys(["export", "AOTInductor", "ONNX"], "packing exported"),
-        "Stream": "rows of other lengths",
     },
-    "LSTM: lengths=": {"Stream": "rows of other lengths"},
     **{name: {"Stream": "a cell"} for name, form in FORMS.items() if form.kind is nn.LSTMCell},
 }
 EXCEPTIONS.update(

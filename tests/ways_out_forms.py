@@ -248,29 +248,36 @@ def reference_model(fused: Any) -> Any:
     return model
 
 
-class ReferenceLSTM(nn.Module):
-    """``nn.LSTM``'s call forms in front of the integer reference, each row of a batch alone."""
+class CallForms(nn.Module):
+    """``nn.LSTM``'s call forms, and ``lengths=``, in front of what computes a batch ``[T, B, input_size]``."""
 
     def __init__(self, module: tlq.LSTM) -> None:
         super().__init__()
         self.cells, self.batch_first = module.cells(), module.batch_first
-        self.width, self.states = len(self.cells[0]) * H, len(self.cells) * len(self.cells[0])
+
+    def batch(self, x: Tensor, hx: States | None, lengths: Tensor | None) -> tuple[Tensor, States]:
+        raise NotImplementedError
 
     def forward(self, input: Any, hx: States | None = None, lengths: Tensor | None = None) -> Any:
         if isinstance(input, PackedSequence):
             x, lengths = pad_packed_sequence(input)
-            output, states = self._batch(x, hx, lengths)
+            output, states = self.batch(x, hx, lengths)
             return pack_padded_sequence(output, lengths, enforce_sorted=input.sorted_indices is None), states
         if input.dim() == 2:
-            output, (h, c) = self._batch(input[:, None], hx and (hx[0][:, None], hx[1][:, None]), None)
+            output, (h, c) = self.batch(input[:, None], hx and (hx[0][:, None], hx[1][:, None]), None)
             return output[:, 0], (h[:, 0], c[:, 0])
-        output, states = self._batch(input.transpose(0, 1) if self.batch_first else input, hx, lengths)
+        output, states = self.batch(input.transpose(0, 1) if self.batch_first else input, hx, lengths)
         return output.transpose(0, 1) if self.batch_first else output, states
 
-    def _batch(self, x: Tensor, hx: States | None, lengths: Tensor | None) -> tuple[Tensor, States]:
+
+class ReferenceLSTM(CallForms):
+    """The integer reference, each row alone."""
+
+    def batch(self, x: Tensor, hx: States | None, lengths: Tensor | None) -> tuple[Tensor, States]:
         steps, rows = x.shape[:2]
-        output = torch.zeros(steps, rows, self.width)
-        h, c = (torch.zeros(self.states, rows, H) for _ in range(2))
+        directions = len(self.cells[0])
+        output = torch.zeros(steps, rows, directions * H)
+        h, c = (torch.zeros(len(self.cells) * directions, rows, H) for _ in range(2))
         for row in range(rows):
             n = steps if lengths is None else int(lengths[row])
             one = slice(row, row + 1)
