@@ -67,7 +67,7 @@ def test_a_call_that_nn_lstm_refuses() -> None:
     form, model = FORMS[name], fused_model(name)
     assert set(exceptions(name).values()) == {"no steps"}
     assert_reason(name, "eager", model)
-    for way in ("export", "export strict", "jit.trace"):
+    for way in ("export", "export strict", "jit.trace", "Stream"):
         output, (h, c) = call_all(way, model, form)[1]
         assert (output.shape, h.shape, c.shape) == ((0, 3, 8), (1, 3, 8), (1, 3, 8))
 

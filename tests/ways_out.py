@@ -95,7 +95,7 @@ class StreamedLSTM(CallForms):
         stream = tlq.Stream(self.module, x.shape[1])
         stream.reset(hx)
         if lengths is None:
-            return torch.cat([stream(chunk) for chunk in x.tensor_split(2) if len(chunk)]), stream.state()
+            return torch.cat([stream(chunk) for chunk in x.tensor_split(2)]), stream.state()
         output = torch.zeros(*x.shape[:2], self.module.hidden_size)
         for step in range(int(lengths.max())):
             rows = (lengths > step).nonzero().flatten()
@@ -187,7 +187,7 @@ class Reason:
 REASONS = {
     "no steps": Reason(
         "`nn.LSTM` refuses it: `Expected sequence length to be larger than 0 in RNN`, and so does the fused one; programs of "
-        "`torch.export` and `jit.trace`, without its checks, give an output of no steps",
+        "`torch.export` and `jit.trace`, without its checks, and a `Stream` give an output of no steps",
         "the sequence must have at least one step, as in nn.LSTM",
         "Expected sequence length to be larger than 0 in RNN",
     ),
