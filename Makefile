@@ -12,16 +12,14 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 SOURCES := $(shell find csrc -type f) pyproject.toml setup.py
 CPP_SOURCES := $(shell find csrc tests/cpp benchmarks examples -name '*.cpp' -o -name '*.h' -o -name '*.c')
-# each a build of the C++ core, as -fsanitize takes them; float-cast-overflow is not part of undefined
-SANITIZERS := none address,undefined,float-cast-overflow thread
 
-.PHONY: help demo test check proof bench bench-peers format clean FORCE
+.PHONY: help demo test check lint core-plain core-address core-thread proof bench bench-peers format clean FORCE
 .DEFAULT_GOAL := help
 
 help:
 	@echo 'make demo    quantize a trained character model and show what was gained and lost'
 	@echo 'make test    build the package and run its tests'
-	@echo 'make check   linters, type checker, and the C++ core: warnings as errors, its tests plain and under sanitizers'
+	@echo 'make check   linters, type checker, and the C++ core: warnings as errors, its tests under sanitizers'
 	@echo 'make proof   compare 50 million values with the integer reference, for every ISA and 1 and 2 threads (some minutes)'
 	@echo 'make bench   time this package beside float32, quantize_dynamic and the FX reference (BENCH="--quick" for less)'
 	@echo 'make bench-peers  the same beside ONNX Runtime and ncnn, which it installs'
@@ -34,18 +32,28 @@ demo: $(VENV)/installed
 test: $(VENV)/installed
 	$(BIN)/python -m pytest --numprocesses 2 $(PYTEST)
 
-check: $(VENV)/installed
+check: lint core-plain core-address core-thread
+
+lint: $(VENV)/installed
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run -Werror $(CPP_SOURCES)
-	set -e; for sanitizers in $(SANITIZERS); do \
-		build=build/check-$${sanitizers%%,*}; \
-		$(BIN)/cmake -S . -B $$build -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) -DCMAKE_BUILD_TYPE=Release \
-			-DCMAKE_COMPILE_WARNING_AS_ERROR=ON -DLSTM_QUANT_SANITIZE=$${sanitizers#none}; \
-		$(BIN)/cmake --build $$build; \
-		$(BIN)/ctest --test-dir $$build --output-on-failure; \
-	done
+
+# The C++ core without torch: compiled as it is in the package, and with its tests under sanitizers.
+CORE = $(BIN)/cmake -S . -B build/$@ -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) -DCMAKE_BUILD_TYPE=Release \
+	-DCMAKE_COMPILE_WARNING_AS_ERROR=ON
+
+core-plain: $(VENV)/installed
+	$(CORE)
+	$(BIN)/cmake --build build/$@ --target lstm_quant
+
+core-address: SANITIZE := address,undefined,float-cast-overflow
+core-thread: SANITIZE := thread
+core-address core-thread: $(VENV)/installed
+	$(CORE) -DLSTM_QUANT_SANITIZE=$(SANITIZE)
+	$(BIN)/cmake --build build/$@
+	$(BIN)/ctest --test-dir build/$@ --output-on-failure
 
 proof: $(VENV)/installed
 	KERNEL_TEST_VALUES=50000000 $(BIN)/python -m pytest -s tests/test_kernel.py
