@@ -249,11 +249,17 @@ def test_torchs_eager_mode() -> None:
     observed = torch.ao.nn.quantizable.LSTM.from_float(lstm)
     observed(X)
     module = only(observed)
-    assert (module.path, module.stage, module.to_fuse) == ("", "observed", "torch_lstm_quant.quantize on the float model")
-    assert "got LSTMCell" in module.why
-    module = only(torch.ao.nn.quantized.LSTM.from_observed(observed))
-    assert (module.stage, module.to_fuse) == ("quantized", "torch_lstm_quant.quantize on the float model")
-    assert "found a LSTMCell of quantized Linear modules" in module.why
+    assert (module.path, module.stage, module.to_fuse) == ("", "observed", "torch_lstm_quant.convert(model)")
+    assert only(advised(module, observed)).stage == "fused"
+    converted = torch.ao.nn.quantized.LSTM.from_observed(observed)
+    module = only(converted)
+    assert (module.stage, module.to_fuse) == ("quantized", "torch_lstm_quant.lower(model)")
+    assert module.why == "torch.ao's eager mode converted it, but it is not lowered"
+    assert only(advised(module, converted)).stage == "fused"
+    converted.layers[0].layer_fw.cell.output_gate = nn.Hardsigmoid()
+    module = only(converted)
+    assert "module output_gate: expected a Sigmoid or a quantized Sigmoid, got" in module.why
+    assert module.to_fuse == "torch_lstm_quant.quantize on the float model"
 
 
 def test_torchs_own_reference_lstm_and_what_it_is_lowered_to() -> None:

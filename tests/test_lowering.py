@@ -17,7 +17,7 @@ from converted_lstms import (
     torchs_warnings,
 )
 from torch import nn
-from torch.ao.quantization import PlaceholderObserver, QConfig, default_qconfig, default_weight_observer, quantize_dynamic
+from torch.ao.quantization import PlaceholderObserver, QConfig, default_weight_observer, quantize_dynamic
 
 import torch_lstm_quant as tlq
 from torch_lstm_quant import lstm_utils as ours
@@ -140,16 +140,6 @@ def test_nothing_to_lower_says_what_was_found(model: nn.Module, message: str) ->
 def test_only_modules_are_taken() -> None:
     with pytest.raises(TypeError, match="needed a converted LSTM or a model that contains one, got Tensor"):
         tlq.lower(X)
-
-
-def test_torchs_eager_modules_are_refused() -> None:
-    lstm = nn.LSTM(5, 8)
-    lstm.qconfig = default_qconfig
-    observed = torch.ao.nn.quantizable.LSTM.from_float(lstm)
-    observed(X)
-    model = nn.ModuleDict({"rnn": torch.ao.nn.quantized.LSTM.from_observed(observed)})
-    with pytest.raises(ValueError, match=r"^rnn, layer 0, forward direction: found a LSTMCell of quantized Linear.*eager"):
-        tlq.lower(model)
 
 
 def test_the_backward_direction_that_torch_leaves_out_is_refused() -> None:

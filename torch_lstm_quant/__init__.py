@@ -10,7 +10,7 @@ from torch_lstm_quant.onnx_export import export_onnx
 from torch_lstm_quant.onnx_translation import onnx_translation_table
 from torch_lstm_quant.qconfig import LSTMQConfig
 from torch_lstm_quant.qparams import CellQParams, QParams, WeightQParams
-from torch_lstm_quant.quantize_fx import convert, prepare, quantize
+from torch_lstm_quant.quantize_fx import convert, prepare, prepare_qat, quantize
 from torch_lstm_quant.signal_loss import LossWarning
 from torch_lstm_quant.stream import Stream
 
@@ -37,6 +37,7 @@ __all__ = [
     "onnx_translation_table",
     "prepare",
     "prepare_custom_config",
+    "prepare_qat",
     "qconfig_mapping",
     "quantize",
 ]

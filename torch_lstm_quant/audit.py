@@ -18,8 +18,7 @@ from torch_lstm_quant import ops
 from torch_lstm_quant.audit_table import as_markdown, as_text
 from torch_lstm_quant.cell import Cell
 from torch_lstm_quant.custom_config import Converter
-from torch_lstm_quant.lowering import lower, lower_lstm, lower_module
-from torch_lstm_quant.lstm_utils import _get_reference_quantized_lstm_module
+from torch_lstm_quant.lowering import lower, lower_module
 from torch_lstm_quant.observed import FLOAT_LSTMS, OBSERVED_LSTMS, observe, qconfig_of
 from torch_lstm_quant.packed_cells import PackedCells
 from torch_lstm_quant.qconfig import DIRECTIONS, Direction, LSTMQConfig
@@ -217,12 +216,12 @@ def _audit_observed(module: nn.Module, place: _Place) -> _Finding:
     ours = isinstance(module, OBSERVED_LSTMS)
     convert = "torch_lstm_quant.convert(model)"
     if place.is_prepared_graph:
-        convert = "convert_fx with torch_lstm_quant.convert_custom_config()"
+        convert = (
+            "convert_fx with torch_lstm_quant.convert_custom_config()" if ours else "convert_fx, then torch_lstm_quant.lower"
+        )
     refusal = _refusal(lambda: _convert(module, place.path))
     if refusal is not None:
-        return _Finding(refusal, _FIRST + convert if ours else _FROM_FLOAT)
-    if not ours:
-        return _Finding(_NOT_CONVERTED, "convert_fx or torch_lstm_quant.lstm_utils, then torch_lstm_quant.lower(model)")
+        return _Finding(refusal, _FIRST + convert)
     if place.graph is not None and not place.is_prepared_graph:
         return _Finding("convert_fx left it observed: it was not given torch_lstm_quant.convert_custom_config()", convert)
     return _Finding(_NOT_CONVERTED, convert)
@@ -230,17 +229,18 @@ def _audit_observed(module: nn.Module, place: _Place) -> _Finding:
 
 def _convert(module: nn.Module, path: str) -> nn.Module:
     """An observed LSTM, fused."""
-    if isinstance(module, OBSERVED_LSTMS):
-        return Converter("fused").from_observed(module)
-    if isinstance(module, torch.ao.nn.quantizable.LSTM):
-        return lower_lstm(_get_reference_quantized_lstm_module(module), path or "LSTM")
+    if isinstance(module, (*OBSERVED_LSTMS, torch.ao.nn.quantizable.LSTM)):
+        return Converter("fused").from_observed(module, path)
     return lower(module)
 
 
 def _audit_quantized(module: nn.Module, place: _Place) -> _Finding:
     if not is_lstm(module):
         return _Finding(_refusal_to_observe(module, place) or "", _ONLY_LSTMS)
-    return _Finding(_refusal(lambda: lower(module)) or "", _FROM_FLOAT)
+    refusal = _refusal(lambda: lower(module))
+    if refusal is None:
+        return _Finding("torch.ao's eager mode converted it, but it is not lowered", "torch_lstm_quant.lower(model)")
+    return _Finding(refusal, _FROM_FLOAT)
 
 
 def _audit_reference(module: nn.Module, place: _Place) -> _Finding:

@@ -7,7 +7,8 @@ not find there. Here each part names its node, so what is asked for is done or i
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -60,7 +61,12 @@ _BACKEND_OPS: dict[str, tuple[Any, str]] = {
 
 
 class ObservedLinear(nn.Linear):
-    """A projection whose weight has an observer, which sees it at convert, or a fake quantize, which it passes each time."""
+    """A projection whose weight has an observer, which sees it at convert, or a fake quantize, which it passes each time.
+
+    Within :meth:`held` it passes once for all steps: they share the weight, and fake-quantizing it takes longer than a step.
+    """
+
+    _held: tuple[Tensor] | None = None  # in a tuple, as a module takes a parameter for its own
 
     def __init__(self, linear: nn.Linear, weight_post_process: nn.Module) -> None:
         super().__init__(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
@@ -68,9 +74,22 @@ class ObservedLinear(nn.Linear):
         self.weight_post_process = weight_post_process
 
     def forward(self, input: Tensor) -> Tensor:
-        fake = isinstance(self.weight_post_process, FakeQuantizeBase)
-        weight = self.weight_post_process(self.weight) if fake else self.weight
-        return nn.functional.linear(input, weight, self.bias)
+        return nn.functional.linear(input, (self._held or (self._passed(),))[0], self.bias)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Pass the weight now, and not again before the end."""
+        self._held = (self._passed(),)
+        try:
+            yield
+        finally:
+            self._held = None
+
+    def _passed(self) -> Tensor:
+        if not isinstance(self.weight_post_process, FakeQuantizeBase):
+            return self.weight
+        weight: Tensor = self.weight_post_process(self.weight)
+        return weight
 
 
 def observe_cell(
@@ -164,7 +183,10 @@ def convert_cell(
         if node.op == "call_module" and str(node.target).startswith(OBSERVER):
             slot = str(node.target).removeprefix(OBSERVER)
             if part_of(slot) not in _BACKEND_OPS:
-                raise ValueError(f"{where}: {node.target} is not the observer of a part: observe the LSTM with our utility")
+                raise ValueError(
+                    f"{where}: {node.target} is not the observer of a part: observe the LSTM with our utility, or convert it "
+                    "with torch.ao's, if that observed it, and lower what it gives"
+                )
             module = cell.get_submodule(str(node.target))
             place = f"{where}, part {slot}"
             _check_backend(backend_config, part_of(slot), module, place)
@@ -285,8 +307,8 @@ def _quantize(cell: GraphModule, observer: Node, slot: str, grid: Grid) -> None:
 def _reference_linear(linear: ObservedLinear, place: str) -> ReferenceLinear:
     """torch's reference Linear: the float weight, and the qparams that its forward quantizes it with."""
     module = linear.weight_post_process
-    if not isinstance(module, FakeQuantizeBase):
-        module(linear.weight)
+    if not isinstance(module, FakeQuantizeBase) or module.observer_enabled:
+        module(linear.weight)  # as it is now, after the last step of training
     grid = read_grid(module, place)
     per_channel = grid.scale.dim() == 1
     qparams = {

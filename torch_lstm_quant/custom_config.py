@@ -22,6 +22,7 @@ from torch.ao.quantization.backend_config import BackendConfig, BackendPatternCo
 from torch.ao.quantization.fx.custom_config import ConvertCustomConfig, PrepareCustomConfig
 from torch.ao.quantization.quant_type import QuantType
 
+from torch_lstm_quant import observed_by_torch
 from torch_lstm_quant.lowering import lower_module
 from torch_lstm_quant.observed import FLOAT_LSTMS, OBSERVED_LSTMS, FloatLSTM, Observed, observe, to_reference
 from torch_lstm_quant.observed_grid import PLAIN_DTYPES, QUANTIZED_DTYPES
@@ -152,9 +153,14 @@ class Converter:
         check_backend(backend)
         self.backend = backend
 
-    def from_observed(self, observed: Observed) -> nn.Module:
-        reference = to_reference(observed)
-        return lower_module(reference, observed.where) if self.backend == "fused" else reference
+    def from_observed(self, observed: Observed | torch.ao.nn.quantizable.LSTM, path: str = "") -> nn.Module:
+        reference: nn.Module
+        if isinstance(observed, OBSERVED_LSTMS):
+            reference, where = to_reference(observed), observed.where
+        else:
+            where = path or "LSTM"
+            reference = observed_by_torch.to_reference(observed, where)
+        return lower_module(reference, where) if self.backend == "fused" else reference
 
 
 def check_backend(backend: str) -> None:

@@ -9,6 +9,7 @@ from torch import nn
 from torch.fx import GraphModule
 
 from torch_lstm_quant.cell_stack import cell_name, cells_of
+from torch_lstm_quant.eager_cell import is_eager_cell, read_eager_cell
 from torch_lstm_quant.modules import LSTM, LSTMCell
 from torch_lstm_quant.observed import ReferenceLSTMCell
 from torch_lstm_quant.quantized_adapter import QuantizedBoundaryLSTM
@@ -17,12 +18,12 @@ from torch_lstm_quant.stages import what_was_found
 
 
 def lower(module_or_model: nn.Module) -> nn.Module:
-    """Put the fused kernel in place of every converted reference LSTM or LSTM cell.
+    """Put the fused kernel in place of every converted LSTM or LSTM cell.
 
     Args:
         module_or_model: a converted LSTM, whoever converted it (``torch_lstm_quant.lstm_utils``, torch.ao's functions of the
-            same names, ``convert`` with ``backend="reference"``), an LSTM cell that ``convert`` made so, or a model that
-            contains such. It is left as it is.
+            same names, torch.ao's eager mode, ``convert`` with ``backend="reference"``), an LSTM cell that ``convert`` made
+            so, or a model that contains such. It is left as it is.
 
     Returns:
         The fused LSTM or LSTM cell, or a copy of the model with these in it. They take and give what the reference ones do:
@@ -89,7 +90,7 @@ def lower_lstm(reference: nn.Module, where: str) -> LSTM | QuantizedBoundaryLSTM
             return LSTM(cells, batch_first=batch_first, dropout=dropout)
         if outside == {frozenset(("x", "hx", "cx"))}:
             torchs_own = type(reference).forward is torch.ao.nn.quantizable.LSTM.forward
-            return QuantizedBoundaryLSTM(layers, batch_first=batch_first, dropout=dropout, states_on_first_grid=torchs_own)
+            return QuantizedBoundaryLSTM(layers, batch_first=batch_first, dropout=dropout, joins_on_first_grid=torchs_own)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
     found = " and ".join(f"{', '.join(sorted(parts)) or 'nothing'}" for parts in outside)
@@ -100,22 +101,19 @@ def lower_lstm(reference: nn.Module, where: str) -> LSTM | QuantizedBoundaryLSTM
 
 
 def _read(cell: object, place: str) -> ReadCell:
-    if not isinstance(cell, GraphModule):
-        raise ValueError(f"{place}: {_why_no_graph(cell)}")
-    return read_cell(cell, place)
+    if isinstance(cell, GraphModule):
+        return read_cell(cell, place)
+    if is_eager_cell(cell):
+        return read_eager_cell(cell, place)  # type: ignore[arg-type]
+    raise ValueError(f"{place}: {_why_no_cell(cell)}")
 
 
-def _why_no_graph(cell: object) -> str:
-    expected = "expected a converted cell's GraphModule"
+def _why_no_cell(cell: object) -> str:
+    expected = "expected a converted cell's GraphModule or quantized modules"
     advice = "use torch_lstm_quant.prepare and convert, or both functions of torch_lstm_quant.lstm_utils"
     linear = getattr(cell, "igates", None)
     if isinstance(linear, nn.ModuleDict):
         linear = next(iter(linear.values()), None)
-    if isinstance(linear, torch.ao.nn.quantized.Linear):
-        return (
-            f"found a {type(cell).__name__} of quantized Linear modules, {expected}: torch.ao's eager mode made it, and its "
-            f"modules cannot be lowered: {advice}"
-        )
     if isinstance(linear, nn.Linear):
         return (
             f"found a {type(cell).__name__} of float modules, {expected}: torch.ao's functions do not convert the backward "

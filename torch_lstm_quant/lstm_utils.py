@@ -121,7 +121,7 @@ def _get_lstm_with_individually_observed_parts(
     given = locals()  # by name, as each argument is named for its group or part
     _check_float_lstm(float_lstm)
     asked = {part: given[f"{part}_obs_ctr"] or given.get(f"{_GROUPS.get(part)}_obs_ctr") for part in (*PARTS, *WEIGHTS)}
-    quantized_boundary = _has_quantized_boundary(float_lstm)
+    quantized_boundary = has_quantized_boundary(float_lstm)
     constructors = _with_defaults(asked, _quiet_qconfig(float_lstm), quantized_boundary)
 
     def cell(layer: int, direction: int) -> nn.Module:
@@ -157,7 +157,7 @@ def _get_reference_quantized_lstm_module(
         ValueError: a cell that is not observed; an observer that never ran, that saw NaN or infinities, or that gives an
             impossible grid; a dtype that the backend config does not allow. The message names layer, direction and part.
     """
-    cells, quantized_boundary = cells_of(observed_lstm), _has_quantized_boundary(observed_lstm)
+    cells, quantized_boundary = cells_of(observed_lstm), has_quantized_boundary(observed_lstm)
 
     def cell(layer: int, direction: int) -> nn.Module:
         where = cell_name("LSTM", layer, direction)
@@ -235,7 +235,7 @@ def _quiet_qconfig(lstm: nn.Module) -> QConfig:
     return QConfig(*(functools.partial(_construct_quietly, constructor) for constructor in qconfig))
 
 
-def _has_quantized_boundary(lstm: nn.Module) -> bool:
+def has_quantized_boundary(lstm: nn.Module) -> bool:
     """Whether an LSTM's qconfig promises static activations: then torch.ao's flow gives it quantized tensors."""
     return getattr(lstm, "qconfig", None) is not None and activation_is_statically_quantized(_quiet_qconfig(lstm))
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -17,7 +19,7 @@ from torch.fx import GraphModule
 from torch.nn.utils.rnn import PackedSequence
 
 from torch_lstm_quant.call_forms import Shape, States
-from torch_lstm_quant.cell_graph import GATE_NAMES, OBSERVER, convert_cell, observe_cell, part_of
+from torch_lstm_quant.cell_graph import GATE_NAMES, OBSERVER, ObservedLinear, convert_cell, observe_cell, part_of
 from torch_lstm_quant.cell_stack import assemble, cell_name, cells_of, float_cell, run_cells
 from torch_lstm_quant.observed_grid import without_warning
 from torch_lstm_quant.observers import BoundaryObserver, cut_projections
@@ -75,7 +77,8 @@ class ObservedLSTM(torch.ao.nn.quantizable.LSTM):
         _check_finite(self.where, x, h0, c0)
         self.calls += 1
         dropout = self.dropout if self.training else 0.0
-        return _run(self, input, x, h0, c0, dropout)
+        with _ready_to_run(self):
+            return _run(self, input, x, h0, c0, dropout)
 
     def flatten_parameters(self) -> None:
         """Does nothing: there for models that call it, as they may on ``nn.LSTM``."""
@@ -153,7 +156,8 @@ class ObservedLSTMCell(_StepModule):
         x, h0, c0 = shape.unpack_step(input, hx)
         _check_finite(self.where, x, h0, c0)
         self.calls += 1
-        return shape.repack_step(input.dim(), *run_cells([[self.cell]], x, h0, c0, self.hidden_size))
+        with _ready_to_run(self):
+            return shape.repack_step(input.dim(), *run_cells([[self.cell]], x, h0, c0, self.hidden_size))
 
 
 class ReferenceLSTMCell(_StepModule):
@@ -184,6 +188,15 @@ def observe(module: nn.Module, qconfig: LSTMQConfig | None, where: str = "") -> 
     return ObservedLSTM.from_float(module, qconfig, where)  # type: ignore[arg-type]
 
 
+def observers_of(observed: Observed) -> Iterator[tuple[str, nn.Module]]:
+    """(path within it, observer or fake quantize) of every part and weight."""
+    for path, module in observed.named_modules():
+        if isinstance(module, ObservedLinear):
+            yield path, module.weight_post_process
+        elif path.rpartition(".")[2].startswith(OBSERVER):
+            yield path, module
+
+
 def to_reference(observed: Observed) -> ReferenceLSTM | ReferenceLSTMCell:
     """The reference form of a calibrated or trained LSTM or LSTM cell: see :meth:`ReferenceLSTM.from_observed`."""
     if isinstance(observed, ObservedLSTMCell):
@@ -209,11 +222,29 @@ def _convert(observed: nn.Module, place: str) -> GraphModule:
     """One converted cell; warns of grids that lose the signal."""
     # a copy, as it may go on training: cuts are those of the ranges seen so far
     observed = copy.deepcopy(observed)
-    for gate in ("", *(f"_{name}" for name in GATE_NAMES)):
-        cut_projections(*(getattr(observed, OBSERVER + side + gate, None) for side in ("igates", "hgates")))
+    _cut_projections(observed)
     for loss in losses(observed, place):
         warnings.warn(loss, LossWarning, stacklevel=4)
     return convert_cell(observed, place)
+
+
+def _cut_projections(observed: nn.Module) -> None:
+    """Cut the ranges of an observed cell's projections by what was seen so far."""
+    for gate in ("", *(f"_{name}" for name in GATE_NAMES)):
+        cut_projections(*(getattr(observed, OBSERVER + side + gate, None) for side in ("igates", "hgates")))
+
+
+@contextmanager
+def _ready_to_run(observed: nn.Module) -> Iterator[None]:
+    """Cut ranges as converting does, so that it is what was trained that is converted; and fake-quantize weights once."""
+    for cell in observed.modules():
+        if isinstance(cell, GraphModule):
+            _cut_projections(cell)
+    with ExitStack() as held:
+        for linear in observed.modules():
+            if isinstance(linear, ObservedLinear):
+                held.enter_context(linear.held())
+        yield
 
 
 def _checked_qconfig(other: FloatLSTM, qconfig: LSTMQConfig | None, where: str) -> LSTMQConfig:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.ao.quantization import FixedQParamsObserver
+from torch.ao.quantization import FakeQuantize, FixedQParamsObserver, FusedMovingAvgObsFakeQuantize
 
 from torch_lstm_quant.qparams import MAX_STEPS, UNBOUNDED
 
@@ -111,7 +111,7 @@ def read_grid(module: Any, place: str) -> Grid:
     """
     _check_range(observer_of(module), place)
     quant_min, quant_max = _limits(module, place)
-    scale, zero_point = (values.detach() for values in module.calculate_qparams())
+    scale, zero_point = (values.detach() for values in _qparams(module))
     scale, zero_point = scale.to(torch.float32), zero_point.to(torch.int64)
     if scale.numel() == 1:
         scale, zero_point = scale.reshape(()), zero_point.reshape(())
@@ -127,6 +127,15 @@ def read_grid(module: Any, place: str) -> Grid:
         got = zero_point[(zero_point < quant_min) | (zero_point > quant_max)].flatten()[0].item()
         raise ValueError(f"{place}: its zero_point must lie in [quant_min, quant_max] = [{quant_min}, {quant_max}], got {got}")
     return Grid(scale, zero_point, quant_min, quant_max, observer_of(module).dtype)
+
+
+def _qparams(module: Any) -> tuple[Tensor, Tensor]:
+    """Scale and zero point: of a fake quantize those with which it would quantize the next values."""
+    # torch's fused one computes them otherwise than its observer
+    if isinstance(module, FakeQuantize) and (isinstance(module, FusedMovingAvgObsFakeQuantize) or not module.observer_enabled):
+        return module.scale, module.zero_point
+    scale, zero_point = module.calculate_qparams()
+    return scale, zero_point
 
 
 def _dtype_limits(dtype: torch.dtype) -> tuple[int, int]:

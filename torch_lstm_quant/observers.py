@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -44,7 +45,7 @@ def cut_projections(igates: torch.nn.Module | None, hgates: torch.nn.Module | No
     if len(cuttable) == 2:
         largest = [max(-float(observer.min_val), float(observer.max_val)) for observer in cuttable]
         for observer, other in zip(cuttable, reversed(largest), strict=True):
-            observer.cut = FLAT + other
+            observer.cut = FLAT + other if math.isfinite(other) else None  # nothing was seen
 
 
 class GivenGridObserver(ObserverBase):

@@ -244,7 +244,8 @@ def _weights(qat: bool) -> dict[str, Any]:
     """Per-channel symmetric int8 weights. -128 is left out: products with it do not fit the fastest integer instructions."""
     grid = {"dtype": torch.qint8, "quant_min": -127, "quant_max": 127, "qscheme": torch.per_channel_symmetric}
     if qat:
-        constructor = FakeQuantize.with_args(observer=MovingAveragePerChannelMinMaxObserver, **grid)
+        # no average: the range is that of the weights as they are now, as it is after training
+        constructor = FakeQuantize.with_args(observer=MovingAveragePerChannelMinMaxObserver, averaging_constant=1.0, **grid)
     else:
         constructor = PerChannelMinMaxObserver.with_args(**grid)
     return dict.fromkeys(WEIGHTS, constructor)

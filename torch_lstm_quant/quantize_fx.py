@@ -1,4 +1,4 @@
-"""The calls a user makes: ``quantize``, or its steps ``prepare`` and ``convert``.
+"""The calls a user makes: ``quantize``, or its steps ``prepare`` (or ``prepare_qat``) and ``convert``.
 
 They swap the LSTMs of a model one by one and leave everything else as it is, so they work for models that FX cannot trace.
 For models that are quantized as a whole, ``custom_config`` has what ``prepare_fx`` and ``convert_fx`` need.
@@ -12,10 +12,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.ao.quantization import FakeQuantizeBase
 from torch.nn.utils.rnn import PackedSequence
 
 from torch_lstm_quant.custom_config import Converter, check_backend
-from torch_lstm_quant.observed import FLOAT_LSTMS, OBSERVED_LSTMS, FloatLSTM, observe
+from torch_lstm_quant.observed import FLOAT_LSTMS, OBSERVED_LSTMS, FloatLSTM, observe, observers_of
+from torch_lstm_quant.observed_by_torch import is_observed_by_torch
 from torch_lstm_quant.qconfig import LSTMQConfig
 from torch_lstm_quant.stages import what_was_found
 
@@ -80,28 +82,67 @@ def prepare(model: nn.Module, qconfig: QConfigs | None = None) -> nn.Module:
         config = choose(path, module)
         return observe(module, config, path) if config else None
 
-    return _swap(model, FLOAT_LSTMS, observed)
+    return _swap(model, lambda module: isinstance(module, FLOAT_LSTMS), FLOAT_LSTMS, observed)
+
+
+def prepare_qat(model: nn.Module, qconfig: QConfigs | None = None) -> nn.Module:
+    """A copy of ``model``, in training mode, that computes with the rounding of its quantized form, for training on.
+
+    ::
+
+        prepared = prepare_qat(model, LSTMQConfig.int8(qat=True))
+        ...  # show it some batches, in training mode or not, then train it as any model
+        quantized = convert(prepared.eval())
+
+    torch.ao's switches work: ``prepared.apply(torch.ao.quantization.disable_observer)`` keeps the ranges as they are,
+    ``disable_fake_quant`` leaves out the rounding. Steps are taken one by one in Python: it is for a short finish.
+
+    Args:
+        model: as for :func:`quantize`.
+        qconfig: as for :func:`quantize`, with fake quantizes where that has observers; ``LSTMQConfig.int8(qat=True)`` if None.
+
+    Raises:
+        ValueError, TypeError: as :func:`prepare`; a part with an observer, which would be trained without rounding.
+    """
+    prepared = prepare(model, LSTMQConfig.int8(qat=True) if qconfig is None else qconfig)
+    for module in prepared.modules():
+        for name, observer in observers_of(module) if isinstance(module, OBSERVED_LSTMS) else ():
+            if not isinstance(observer, FakeQuantizeBase):
+                raise ValueError(
+                    f"{module.where}: a part must have a fake quantize or nothing to be trained with its rounding, got "
+                    f"{type(observer).__name__} at {name}: use a preset with qat=True, or FakeQuantize.with_args(observer=...)"
+                )
+    return prepared.train()
 
 
 def convert(model: nn.Module, backend: str = "fused") -> nn.Module:
     """A copy of a prepared and calibrated ``model`` with its observed LSTMs converted.
 
     Args:
-        model: what :func:`prepare` gave, run on calibration data or trained.
+        model: what :func:`prepare` gave, run on calibration data or trained; or a model in which torch.ao's flow, or a
+            subclass of the user's own, has put an observed ``torch.ao.nn.quantizable.LSTM``. What takes the place of that
+            takes quantized tensors, as it would in torch.ao's flow, and float32 too.
         backend: as for :func:`quantize`.
 
     Raises:
         ValueError: no observed LSTM, one that never ran or cannot be converted, an unknown backend.
     """
     converter = Converter(backend)
-    return _swap(model, OBSERVED_LSTMS, lambda path, module: converter.from_observed(module))  # type: ignore[arg-type]
+
+    def is_observed(module: nn.Module) -> bool:
+        return isinstance(module, OBSERVED_LSTMS) or is_observed_by_torch(module)
+
+    return _swap(model, is_observed, OBSERVED_LSTMS, lambda path, module: converter.from_observed(module, path))  # type: ignore[arg-type]
 
 
 def _swap(
-    model: nn.Module, kinds: tuple[type[nn.Module], ...], replace: Callable[[str, nn.Module], nn.Module | None]
+    model: nn.Module,
+    is_wanted: Callable[[nn.Module], bool],
+    kinds: tuple[type[nn.Module], ...],
+    replace: Callable[[str, nn.Module], nn.Module | None],
 ) -> nn.Module:
-    """A copy of ``model`` with what ``replace`` gives for each module of ``kinds``, where that is not None."""
-    found = {module: path for path, module in model.named_modules() if isinstance(module, kinds)}
+    """A copy of ``model`` with what ``replace`` gives for each wanted module, where that is not None; ``kinds`` names them."""
+    found = {module: path for path, module in model.named_modules() if is_wanted(module)}
     if not found:
         names = " or ".join(kind.__name__ for kind in kinds)
         raise ValueError(f"the model must contain a module of class {names}: {what_was_found(model)}")

@@ -30,8 +30,9 @@ class QuantizedBoundaryLSTM(nn.Module):
     Args:
         layers: what was read of the reference LSTM's cells: a list of layers, each a list of one or two directions.
         batch_first, dropout: as in :class:`torch_lstm_quant.modules.LSTM`.
-        states_on_first_grid: whether ``h_n`` and ``c_n`` of all layers are brought onto the grids of layer 0, as torch.ao's
-            ``forward`` does; else each keeps its own.
+        joins_on_first_grid: whether what is joined in one tensor is brought onto the grid of the first, as torch.ao's
+            ``forward`` does: the outputs of two directions onto the forward one's, the states of all layers onto layer 0's.
+            Else it is returned in float32 where grids differ.
     """
 
     def __init__(
@@ -40,15 +41,14 @@ class QuantizedBoundaryLSTM(nn.Module):
         *,
         batch_first: bool = False,
         dropout: float = 0.0,
-        states_on_first_grid: bool = False,
+        joins_on_first_grid: bool = False,
     ) -> None:
         super().__init__()
-        read = [cell for cells in layers for cell in cells]
+        read = [cell for layer in layers for cell in layer]
         self._h_dtypes, self._c_dtypes = [cell.h_dtype for cell in read], [cell.c_dtype for cell in read]
-        self._states_on_first_grid = states_on_first_grid
-        self.fused = LSTM(
-            _with_x_grids([[read.cell for read in cells] for cells in layers]), batch_first=batch_first, dropout=dropout
-        )
+        self._joins_on_first_grid = joins_on_first_grid
+        cells = _with_x_grids([[read.cell for read in layer] for layer in layers], joins_on_first_grid)
+        self.fused = LSTM(cells, batch_first=batch_first, dropout=dropout)
         self._variants: dict[_Variant, LSTM] = {}
         self._known_qparams: list[CellQParams] = []
 
@@ -62,7 +62,7 @@ class QuantizedBoundaryLSTM(nn.Module):
 
         Returns:
             Quantized tensors on the grids of the cells; float32 where a cell returns float32, or where the grids of layers or
-            directions differ (but see ``states_on_first_grid``).
+            directions differ (but see ``joins_on_first_grid``).
 
         Raises:
             TypeError, ValueError: as :class:`torch_lstm_quant.modules.LSTM`.
@@ -134,9 +134,11 @@ class QuantizedBoundaryLSTM(nn.Module):
         c = list(zip([qparams.fgate_cx_igate_cgate for qparams in self._qparams()], self._c_dtypes, strict=True))
         directions = 2 if self.fused.bidirectional else 1
         last = h[-directions:]
-        if self._states_on_first_grid:
-            h, c = h[:1] * len(h), c[:1] * len(c)
         with without_warning("torch.quantize_per_tensor, torch.quantize_per_channel"):
+            if self._joins_on_first_grid:
+                last = last[:1] * directions
+                h_n, c_n = _on_grids_of_layers(h_n, h, directions), _on_grids_of_layers(c_n, c, directions)
+                h, c = h[:1] * len(h), c[:1] * len(c)
             outputs = _quantize_each(output.chunk(directions, -1), last)
             return torch.cat(outputs, -1), torch.stack(_quantize_each(h_n, h)), torch.stack(_quantize_each(c_n, c))
 
@@ -160,12 +162,12 @@ class _Variant(NamedTuple):
     h_grid: QParams | None = None
 
 
-def _with_x_grids(layers: Sequence[Sequence[Cell]]) -> list[list[Cell]]:
+def _with_x_grids(layers: Sequence[Sequence[Cell]], joins_on_first_grid: bool) -> list[list[Cell]]:
     """The cells, each layer after the first with the grid on which the one before it returns its output, if that is one."""
     cells = [list(layer) for layer in layers]
     for index in range(1, len(cells)):
-        grids = {cell.qparams.ogate_cy for cell in cells[index - 1]}
-        x_grid = grids.pop() if len(grids) == 1 else None
+        grids = [cell.qparams.ogate_cy for cell in cells[index - 1]]
+        x_grid = grids[0] if joins_on_first_grid or len(set(grids)) == 1 else None
         cells[index] = [_with(cell, x=x_grid) for cell in cells[index]]
     return cells
 
@@ -185,7 +187,20 @@ def _lies_on(v: Tensor, grid: QParams | None) -> bool:
     return grid is None or torch.equal(grid.dequantize(grid.quantize(v)), v)
 
 
-def _quantize_each(values: Iterable[Tensor], grids: Sequence[tuple[QParams | None, torch.dtype | None]]) -> list[Tensor]:
+_StateGrids = Sequence[tuple[QParams | None, torch.dtype | None]]
+
+
+def _on_grids_of_layers(states: Tensor, grids: _StateGrids, directions: int) -> Tensor:
+    """States of two directions, each rounded to the grid on which torch.ao joins those of its layer."""
+    if directions == 1:
+        return states
+    firsts = [grids[index - index % directions][0] for index in range(len(grids))]
+    return torch.stack(
+        [state if grid is None else grid.dequantize(grid.quantize(state)) for state, grid in zip(states, firsts, strict=True)]
+    )
+
+
+def _quantize_each(values: Iterable[Tensor], grids: _StateGrids) -> list[Tensor]:
     """Quantized tensors, each on its grid, or, where one tensor cannot hold all, float32 ones."""
     grid, dtype = grids[0]
     if len(set(grids)) > 1 or grid is None or dtype is None:

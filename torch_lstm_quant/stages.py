@@ -16,7 +16,7 @@ from torch_lstm_quant.observed import FLOAT_LSTMS, ObservedLSTMCell, ReferenceLS
 from torch_lstm_quant.quantized_adapter import QuantizedBoundaryLSTM
 
 Stage = Literal["float", "observed", "quantized", "reference", "fused"]
-"""``"quantized"``: by torch.ao alone, dynamically or in its eager mode, in a form from which nothing can be lowered."""
+"""``"quantized"``: by torch.ao alone: dynamically, so that there are no grids, or in its eager mode, which ``lower`` takes."""
 
 _FUSED = (LSTM, LSTMCell, QuantizedBoundaryLSTM)
 _OBSERVED = (torch.ao.nn.quantizable.LSTM, torch.ao.nn.quantizable.LSTMCell, ObservedLSTMCell)
@@ -35,7 +35,7 @@ _DYNAMIC = (
 _NEXT: dict[Stage, str] = {
     "fused": ", which is fused already",
     "reference": ", which is converted: use torch_lstm_quant.lower",
-    "quantized": " of torch.ao's eager mode, whose modules cannot be lowered: quantize the float model instead",
+    "quantized": ", which torch.ao's eager mode converted: use torch_lstm_quant.lower",
     "observed": ", which is observed: convert the model first (torch_lstm_quant.convert, or convert_fx)",
     "float": ", which is float: use torch_lstm_quant.quantize, or prepare, calibrate and convert the model first",
 }

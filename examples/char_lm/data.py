@@ -58,3 +58,9 @@ def streams(text: Tensor, count: int) -> Tensor:
 def held_out(count: int, length: int) -> Tensor:
     """``[length, count]``: streams of text that the model was not trained on."""
     return streams(read(source_files(held_out=True)), count)[:length]
+
+
+def calibration_batches() -> list[Tensor]:
+    """Four batches of 64 streams of 64 characters of the text that the model was trained on."""
+    text = streams(read(source_files(held_out=False)), 4 * 64)[:64]
+    return list(text.split(64, dim=1))

@@ -51,7 +51,7 @@ def main() -> None:
 
     model = load()
     print(f"A character language model with {model.lstm}, trained on the sources of Python's standard library.\n")
-    batches = calibration_batches()
+    batches = data.calibration_batches()
     fused, graphs = {}, {}
     for name, qconfig in PRESETS.items():
         print(f"tlq.quantize(model, batches, qconfig=tlq.LSTMQConfig.{name}())", flush=True)
@@ -65,12 +65,6 @@ def main() -> None:
     show_exactness(model, fused, graphs)
     show_samples(model, fused["int8"])
     show_parts(model, fused, graphs, batches, picture)
-
-
-def calibration_batches() -> list[Tensor]:
-    """Four batches of 64 streams of 64 characters of the text that the model was trained on."""
-    text = data.streams(data.read(data.source_files(held_out=False)), 4 * 64)[:64]
-    return list(text.split(64, dim=1))
 
 
 def dynamic(model: CharLM) -> nn.Module:
