@@ -431,3 +431,27 @@ def test_nothing_is_changed_warned_of_or_printed(capsys: pytest.CaptureFixture[s
     assert training == [m.training for m in model.modules()]
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_module_that_contains_itself() -> None:
+    model = Model()
+    model.first.owner = model
+    model.itself = model
+    assert [module.path for module in tlq.audit(model)] == ["first", "second"]
+
+
+def test_an_instruction_set_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    fused = tlq.quantize(nn.LSTM(5, 8), [X])
+
+    def wrong() -> str:
+        raise RuntimeError("TORCH_LSTM_QUANT_ISA must be one of avx2, scalar on this machine, got 'fast'")
+
+    monkeypatch.setattr(ops, "isa_active", wrong)
+    module = only(fused)
+    assert (module.stage, module.isa, module.why) == (
+        "fused",
+        None,
+        "TORCH_LSTM_QUANT_ISA must be one of avx2, scalar on this machine, got 'fast'",
+    )
+    assert module.to_fuse == "correct TORCH_LSTM_QUANT_ISA, or unset it, in the environment"
+    assert "got 'fast'" in str(tlq.audit(fused))

@@ -253,3 +253,27 @@ def test_what_is_missing_is_said(missing: str, two: nn.Module, tmp_path: Path, m
     if missing == "onnx":
         with pytest.raises(ImportError, match=r"pip install 'torch-lstm-quant\[onnx\]'"):
             tlq.export_onnx(two.first, tmp_path / "model.onnx")
+
+
+def test_a_path_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for path in (None, 3, b"lstm.onnx"):
+        with pytest.raises(TypeError, match=r"path must be a str or Path, got"):
+            tlq.export_onnx(random_module(Dice(0), "int8"), path)  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_subclass_with_a_forward_of_its_own_is_refused(tmp_path: Path) -> None:
+    class Doubled(tlq.LSTM):
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            output, states = super().forward(*args, **kwargs)
+            return 2 * output, states
+
+    class Renamed(tlq.LSTM):
+        pass
+
+    layers = random_module(Dice(0), "int8").cells()
+    with pytest.raises(ValueError, match=r"expected the forward of LSTM, .*, got Doubled with its own: let a module contain"):
+        tlq.export_onnx(Doubled(layers), tmp_path / "lstm.onnx")
+    assert not list(tmp_path.iterdir())
+    tlq.export_onnx(Renamed(layers), tmp_path / "lstm.onnx")

@@ -64,7 +64,7 @@ class AuditedModule:
         kind: its class.
         stage: ``"float"``; ``"observed"`` (not converted yet); ``"reference"`` (converted, not lowered); ``"fused"``; or
             ``"quantized"``, by torch.ao alone: dynamically, or in its eager mode.
-        isa: the instruction set on whose kernels it runs; None unless it is fused.
+        isa: the instruction set on whose kernels it runs; None unless it is fused, or where the environment names a wrong one.
         cells: of a fused LSTM, and of a reference LSTM that can be lowered; else empty.
         why: what keeps it from being fused; "" if it is fused. Where something refuses it, this is that error's message.
         to_fuse: what would have to change for it to be fused; "" if it is.
@@ -138,7 +138,7 @@ def _find(model: nn.Module) -> tuple[dict[nn.Module, list[str]], dict[str, Graph
     paths: dict[nn.Module, list[str]] = {}
     graphs: dict[str, GraphModule] = {}
     parts: list[str] = []  # prefixes of what is a part of a module that was found
-    for path, module in model.named_modules(remove_duplicate=False):
+    for path, module in _named_modules(model):
         if path.startswith(tuple(parts)):
             continue
         prefix = f"{path}." if path else ""
@@ -149,6 +149,14 @@ def _find(model: nn.Module) -> tuple[dict[nn.Module, list[str]], dict[str, Graph
         if stage_of(module) not in (None, "float"):
             parts.append(prefix)
     return paths, graphs
+
+
+def _named_modules(module: nn.Module, path: str = "", above: tuple[nn.Module, ...] = ()) -> Iterator[tuple[str, nn.Module]]:
+    """Every path and its module, as ``named_modules(remove_duplicate=False)``, but none within itself."""
+    yield path, module
+    for name, child in module._modules.items():
+        if child is not None and child is not module and child not in above:
+            yield from _named_modules(child, f"{path}.{name}" if path else name, (*above, module))
 
 
 @dataclass(frozen=True)
@@ -253,7 +261,11 @@ def _audit_reference(module: nn.Module, place: _Place) -> _Finding:
 
 
 def _audit_fused(module: nn.Module, place: _Place) -> _Finding:
-    return _Finding(isa=ops.isa_active(), cells=tuple(_cells(module)))
+    try:
+        isa = ops.isa_active()
+    except RuntimeError as error:  # it is fused, but would not run
+        return _Finding(str(error), "correct TORCH_LSTM_QUANT_ISA, or unset it, in the environment")
+    return _Finding(isa=isa, cells=tuple(_cells(module)))
 
 
 _AUDITORS: dict[Stage, Callable[[nn.Module, _Place], _Finding]] = {

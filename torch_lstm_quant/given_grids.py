@@ -213,7 +213,10 @@ def _number(name: str, value: Any, kind: type[_Number]) -> _Number:
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, _ABSTRACT[kind]):
         raise TypeError(f"{name} must be one {kind.__name__}, got {value!r}")
-    return kind(value)
+    try:
+        return kind(value)
+    except OverflowError as error:
+        raise ValueError(f"{name} must be a finite {kind.__name__}, got an integer of {len(str(value))} digits") from error
 
 
 def _rows(name: str, values: Any, kind: type[_Number], rows: int) -> list[_Number]:

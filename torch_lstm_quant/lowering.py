@@ -8,13 +8,17 @@ import torch
 from torch import nn
 from torch.fx import GraphModule
 
+from torch_lstm_quant import lstm_utils
 from torch_lstm_quant.cell_stack import cell_name, cells_of
 from torch_lstm_quant.eager_cell import is_eager_cell, read_eager_cell
 from torch_lstm_quant.modules import LSTM, LSTMCell
-from torch_lstm_quant.observed import ReferenceLSTMCell
+from torch_lstm_quant.observed import ReferenceLSTM, ReferenceLSTMCell
 from torch_lstm_quant.quantized_adapter import QuantizedBoundaryLSTM
 from torch_lstm_quant.reference_graph import ReadCell, read_cell
 from torch_lstm_quant.stages import what_was_found
+
+_FORWARDS = (torch.ao.nn.quantizable.LSTM.forward, lstm_utils.ReferenceLSTM.forward, ReferenceLSTM.forward)
+"""What a converted LSTM does around its cells, so far as it is known here."""
 
 
 def lower(module_or_model: nn.Module) -> nn.Module:
@@ -78,6 +82,11 @@ def lower_lstm(reference: nn.Module, where: str) -> LSTM | QuantizedBoundaryLSTM
     Raises:
         ValueError: as :func:`lower`.
     """
+    if type(reference).forward not in _FORWARDS:
+        raise ValueError(
+            f"{where}: {type(reference).__name__} overrides forward, which would be lost: leave it as it is, or let it "
+            "contain a converted LSTM instead of being one"
+        )
     layers = [
         [_read(cell, cell_name(where, layer, direction)) for direction, cell in enumerate(cells)]
         for layer, cells in enumerate(cells_of(reference))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,14 +45,23 @@ def export_onnx(
 
     Raises:
         ImportError: there is no ``onnx``, or, for a model, no ``onnxscript``.
-        TypeError: not a module; ``args`` that are missing, or given for a fused LSTM.
-        ValueError: a model without a fused LSTM, or with one that ONNX cannot express: the message names it.
+        TypeError: not a module; a path that is none; ``args`` that are missing, or given for a fused LSTM.
+        ValueError: a model without a fused LSTM, or with one that ONNX cannot express: the message names it. A subclass of the
+            fused LSTM with a ``forward`` of its own.
     """
+    if not isinstance(path, (str, PathLike)):
+        raise TypeError(f"path must be a str or Path, got {path!r}")
     if isinstance(model_or_module, (LSTM, LSTMCell)):
         if args is not None or options:
             given = ", ".join(["args"] * (args is not None) + list(options))
             raise TypeError(
                 f"a fused LSTM is written without example inputs and options, all its sizes being known, got {given}"
+            )
+        kind = LSTMCell if isinstance(model_or_module, LSTMCell) else LSTM
+        if type(model_or_module).forward is not kind.forward:
+            raise ValueError(
+                f"expected the forward of {kind.__name__}, as that is what is written, got {type(model_or_module).__name__} "
+                f"with its own: let a module contain the {kind.__name__}, and export that with args"
             )
         require_onnx().save(lstm_model(model_or_module), str(path))
         return
