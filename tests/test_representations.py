@@ -8,19 +8,29 @@ from __future__ import annotations
 import copy
 import io
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from converted_lstms import TORCHS_OWN_CONSTRUCTORS, assert_near, converted_model, grid_of, ours, torchs, torchs_warnings
+from converted_lstms import TORCHS_OWN_CONSTRUCTORS, assert_near, converted_model, ours, torchs
+from eager_lstms import (
+    HIDDEN,
+    INPUT,
+    OBSERVED_CLASS,
+    QUANTIZED_CLASS,
+    Eager,
+    assert_integers,
+    data,
+    eager_converted,
+    eager_observed,
+    eager_warnings,
+    quantized_data,
+)
 from torch import Tensor, nn
 from torch.ao.quantization import (
-    DeQuantStub,
     FakeQuantize,
     MinMaxObserver,
     QConfig,
-    QuantStub,
     convert,
     default_weight_observer,
     disable_observer,
@@ -39,39 +49,12 @@ from torch.ao.quantization.quantize_fx import (
 )
 
 import torch_lstm_quant as tlq
-from torch_lstm_quant import LSTMQConfig, reference
+from torch_lstm_quant import LSTMQConfig
 from torch_lstm_quant.quantized_adapter import QuantizedBoundaryLSTM
 
-pytestmark = [
-    torchs_warnings,
-    pytest.mark.filterwarnings(
-        "ignore:torch.ao.quantization is deprecated",
-        "ignore:.*reduce_range will be deprecated",
-        "ignore:TypedStorage is deprecated",
-        "ignore:must run observer before calling calculate_qparams",
-        "ignore::torch_lstm_quant.LossWarning",
-    ),
-]
+pytestmark = eager_warnings
 
-INPUT, HIDDEN, STEPS, BATCH = 6, 16, 12, 8
-OBSERVED_CLASS = {"float_to_observed_custom_module_class": {nn.LSTM: torch.ao.nn.quantizable.LSTM}}
-QUANTIZED_CLASS = {"observed_to_quantized_custom_module_class": {torch.ao.nn.quantizable.LSTM: torch.ao.nn.quantized.LSTM}}
 FORMS: list[dict[str, Any]] = [{}, {"num_layers": 2}, {"num_layers": 2, "bidirectional": True, "bias": False}]
-
-
-def data(steps: int = STEPS, batch: int = BATCH, size: int = INPUT) -> Tensor:
-    return torch.randn(steps, batch, size)
-
-
-class Eager(nn.Module):
-    """A model as torch.ao's eager mode needs it."""
-
-    def __init__(self, **arguments: Any) -> None:
-        super().__init__()
-        self.quant, self.lstm, self.dequant = QuantStub(), nn.LSTM(INPUT, HIDDEN, **arguments), DeQuantStub()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.dequant(self.lstm(self.quant(x))[0])  # type: ignore[no-any-return]
 
 
 class Traced(nn.Module):
@@ -84,21 +67,6 @@ class Traced(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.lstm(x)[0])  # type: ignore[no-any-return]
-
-
-def eager_observed(*, qat: bool = False, **arguments: Any) -> Any:
-    """Prepared and calibrated by torch.ao's eager mode."""
-    torch.manual_seed(0)
-    model = Eager(**arguments).train(qat)
-    model.qconfig = get_default_qat_qconfig("x86") if qat else get_default_qconfig("x86")  # type: ignore[assignment]
-    prepared = prepare(model, prepare_custom_config_dict=OBSERVED_CLASS)
-    for _ in range(4):
-        prepared(data())
-    return prepared.eval().apply(disable_observer)
-
-
-def eager_converted(**arguments: Any) -> Any:
-    return convert(eager_observed(**arguments), convert_custom_config_dict=QUANTIZED_CLASS)
 
 
 def fx_observed(*, qat: bool = False, **arguments: Any) -> Any:
@@ -114,25 +82,6 @@ def fx_observed(*, qat: bool = False, **arguments: Any) -> Any:
 
 
 # How each is checked.
-
-
-def assert_integers(fused: Any, x: Tensor) -> None:
-    """The fused LSTM gives the bits of the integer reference of its cells.
-
-    Args:
-        x: float32, or a quantized tensor, which brings the grid of the first layer's input.
-    """
-    cells = fused.cells()
-    output, (h_n, c_n) = fused(x)
-    if isinstance(fused, QuantizedBoundaryLSTM):
-        cells[0] = [replace(cell, qparams=replace(cell.qparams, x=grid_of(x))) for cell in cells[0]]
-        x = x.dequantize()
-    expected = reference.lstm(cells, x)
-    for got, wanted in zip((output, h_n, c_n), expected, strict=True):
-        # torch.ao joins two directions on one grid, which is behind the LSTM
-        grid = None if got.dtype == torch.qint32 else grid_of(got)
-        if len(cells[0]) == 1 or got is output:
-            assert torch.equal(got.dequantize(), wanted if grid is None else grid.dequantize(grid.quantize(wanted)))
 
 
 def assert_follows(fused: Any, source: Any, x: Tensor) -> None:
@@ -151,11 +100,6 @@ def assert_follows(fused: Any, source: Any, x: Tensor) -> None:
 
     assert_near(joined(got, lambda r: r[0]), joined(wanted, lambda r: r[0]), output_grid, one_step=True)
     assert_near(joined(got, lambda r: r[1][1][0]), joined(wanted, lambda r: r[1][1][0]), state_grid, one_step=True)
-
-
-def quantized_data() -> Tensor:
-    """As torch.ao's own kernels need it: in 7 of 8 bits, as they saturate on CPUs without VNNI."""
-    return torch.quantize_per_tensor(data(100).clamp(-3, 3), 0.05, 64, torch.quint8)
 
 
 # Converted: lower.
@@ -343,120 +287,3 @@ def test_a_subclass_of_nn_lstm_with_observers_of_the_users_own() -> None:
     prepared = tlq.prepare(lstm, config)
     prepared(data(100))
     assert_follows(tlq.convert(prepared), tlq.convert(prepared, "reference"), data(100))
-
-
-# What cannot be represented.
-
-
-def changed(lstm: Any, part: str, module: nn.Module) -> Any:
-    lstm.layers[0].layer_fw.cell.set_submodule(part, module)
-    return lstm
-
-
-class OtherCell(torch.ao.nn.quantizable.LSTMCell):
-    def forward(self, x: Tensor, hidden: Any = None) -> Any:
-        return super().forward(x * 2, hidden)
-
-
-def with_other_cell(lstm: Any) -> Any:
-    lstm.layers[0].layer_fw.cell.__class__ = OtherCell
-    return lstm
-
-
-class OtherLSTM(torch.ao.nn.quantized.LSTM):
-    def forward(self, x: Tensor, hidden: Any = None) -> Any:
-        return super().forward(x * 2, hidden)
-
-
-def of_another_class(lstm: Any, kind: type[nn.Module]) -> Any:
-    lstm.__class__ = kind
-    return lstm
-
-
-class OtherObserved(torch.ao.nn.quantizable.LSTM):
-    def forward(self, x: Tensor, hidden: Any = None) -> Any:
-        return super().forward(x * 2, hidden)
-
-
-PLACE = "^lstm, layer 0, forward direction, "
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (
-            lambda m: changed(m, "forget_gate", nn.Hardsigmoid()),
-            PLACE + "module forget_gate: expected a Sigmoid or .*Hardsigmoid",
-        ),
-        (lambda m: changed(m, "cell_gate", nn.Sigmoid()), PLACE + "module cell_gate: expected a Tanh, got .*Sigmoid"),
-        (
-            lambda m: changed(m, "gates", nn.Identity()),
-            PLACE + "module gates: expected a quantized QFunctional, got .*Identity",
-        ),
-        (
-            lambda m: changed(m, "hgates", torch.ao.nn.quantized.dynamic.Linear(16, 64)),
-            PLACE + "module hgates: expected a quantized Linear, got .*dynamic",
-        ),
-        (lambda m: changed(m, "igates", nn.Linear(6, 64)), PLACE + "module igates: expected a quantized Linear, got .*Linear"),
-        (with_other_cell, "^lstm, layer 0, forward direction: OtherCell overrides forward, which would be lost: leave it"),
-        (lambda m: of_another_class(m, OtherLSTM), "^lstm: OtherLSTM overrides forward, which would be lost: leave it"),
-    ],
-)
-def test_converted_lstms_that_are_refused(change: Callable[[Any], Any], message: str) -> None:
-    model = eager_converted()
-    change(model.lstm)
-    with pytest.raises(ValueError, match=message):
-        tlq.lower(model)
-
-
-def test_a_grid_of_torchs_eager_mode_that_is_none() -> None:
-    model = eager_converted()
-    model.lstm.layers[0].layer_fw.cell.fgate_cx.scale = 0.0
-    with pytest.raises(ValueError, match=PLACE + "module fgate_cx: scale must be positive, .* got 0.0: convert"):
-        tlq.lower(model)
-    model.lstm.layers[0].layer_fw.cell.fgate_cx.scale = 0.1
-    model.lstm.layers[0].layer_fw.cell.igates.zero_point = 256
-    with pytest.raises(ValueError, match=PLACE + r"module igates: zero_point must lie in .*, got 256: convert"):
-        tlq.lower(model)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (
-            lambda m: changed(m, "forget_gate", nn.Hardsigmoid()),
-            PLACE + "part forget_gate: expected a Sigmoid, got Hardsigmoid",
-        ),
-        (lambda m: changed(m, "gates", nn.Identity()), PLACE + "part gates: expected a FloatFunctional, got Identity"),
-        (with_other_cell, "^lstm, layer 0, forward direction: OtherCell overrides forward, which would be lost: leave it"),
-        (
-            lambda m: of_another_class(m, OtherObserved),
-            "^lstm: OtherObserved overrides forward, which would be lost: leave it",
-        ),
-        (
-            lambda m: changed(m, "gates.activation_post_process", MinMaxObserver()),
-            PLACE + "part gates: its observer never ran",
-        ),
-    ],
-)
-def test_observed_lstms_that_are_refused(change: Callable[[Any], Any], message: str) -> None:
-    model = eager_observed()
-    change(model.lstm)
-    with pytest.raises(ValueError, match=message):
-        tlq.convert(model)
-
-
-def test_what_torchs_fx_utility_observed_is_torchs_to_convert() -> None:
-    lstm = nn.LSTM(INPUT, HIDDEN).eval()
-    lstm.qconfig = get_default_qconfig("qnnpack")  # type: ignore[assignment]
-    cell_inputs = torch.zeros(2, INPUT), (torch.zeros(2, HIDDEN), torch.zeros(2, HIDDEN))
-    observed = torchs._get_lstm_with_individually_observed_parts(lstm, cell_inputs)
-    observed(data())
-    with pytest.raises(ValueError, match=r"^rnn, layer 0, .*: activation_post_process_0 is not .*convert it with torch.ao's"):
-        tlq.convert(nn.ModuleDict({"rnn": observed}))
-    assert_integers(tlq.lower(torchs._get_reference_quantized_lstm_module(observed)), quantized_data())
-
-
-def test_what_is_converted_is_not_converted_again() -> None:
-    with pytest.raises(ValueError, match=r"lstm is an LSTM, which torch\.ao's eager mode converted: use .*lower$"):
-        tlq.convert(eager_converted())
