@@ -1,5 +1,6 @@
 #include "blob.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <stdexcept>
@@ -31,8 +32,9 @@ const BlobHeader* checked_header(const void* data, size_t bytes) {
   }
   const Sizes& sizes = header->sizes;
   const bool sizes_fit = 1 <= sizes.input_size && sizes.input_size <= kMaxSize && 1 <= sizes.hidden_size &&
-                         sizes.hidden_size <= kMaxSize && 1 <= sizes.num_layers && sizes.num_layers <= kMaxLayers &&
-                         1 <= sizes.num_directions && sizes.num_directions <= 2;
+                         sizes.hidden_size <= kMaxSize && 0 <= sizes.proj_size && sizes.proj_size <= kMaxSize &&
+                         1 <= sizes.num_layers && sizes.num_layers <= kMaxLayers && 1 <= sizes.num_directions &&
+                         sizes.num_directions <= 2;
   if (!sizes_fit) fail("sizes out of range");
   if (bytes < sizeof(BlobHeader) + static_cast<size_t>(sizes.cells()) * sizeof(CellRecord))
     fail("too few bytes for its cells");
@@ -99,10 +101,9 @@ const T* Blob::section(uint64_t offset, uint64_t count) const {
   return reinterpret_cast<const T*>(data_ + offset);
 }
 
-void Blob::bind_projection(const ProjectionRecord& record, const Grid& grid, int64_t depth,
+void Blob::bind_projection(const ProjectionRecord& record, const Grid& grid, int64_t depth, uint64_t outputs,
                            Projection& projection) const {
   check_sums(record, grid, depth);
-  const uint64_t outputs = round_up(sizes().hidden_size, kUnits) * kGates;
   const bool is_float = record.sums == Sums::kFloat;
   const uint64_t padded_depth = is_float ? depth : round_up(depth, kDepthStep);
   projection.sums = record.sums;
@@ -152,10 +153,16 @@ BoundCell Blob::cell(int64_t index) const {
   Cell& cell = bound.cell;
   cell.hidden_size = static_cast<int32_t>(sizes().hidden_size);
   cell.blocks = static_cast<int32_t>(round_up(sizes().hidden_size, kUnits) / kUnits);
-  bind_projection(record.input, grids.x, sizes().depth(index / sizes().num_directions), cell.input);
-  bind_projection(record.hidden, grids.hx, sizes().hidden_size, cell.hidden);
+  const uint64_t gates = static_cast<uint64_t>(cell.blocks) * kBlock;
+  bind_projection(record.input, grids.x, sizes().depth(index / sizes().num_directions), gates, cell.input);
+  bind_projection(record.hidden, grids.hx, sizes().h_size(), gates, cell.hidden);
   copy(grids.igates, cell.input.output);
   copy(grids.hgates, cell.hidden.output);
+  const bool projects = sizes().proj_size != 0;
+  if (projects) {
+    bind_projection(record.hy, grids.ogate_cy, sizes().hidden_size, round_up(sizes().proj_size, kBlock), bound.hy);
+    std::fill_n(bound.hy.output, kGates, grids.hy);
+  }
   for (int i = 0; i <= kGates; ++i) {
     Function& function = cell.functions[i];
     const bool is_gate = i < kGates;
@@ -177,10 +184,14 @@ BoundCell Blob::cell(int64_t index) const {
   cell.igate_cgate = grids.igate_cgate;
   cell.cell = grids.fgate_cx_igate_cgate;
   cell.ogate_cy = grids.ogate_cy;
-  cell.hx = grids.hx;
-  cell.h_is_operand = grids.hx == grids.ogate_cy && is_idempotent(grids.hx) && cell.hidden.sums != Sums::kFloat;
+  cell.hx = projects ? grids.ogate_cy : grids.hx;
+  cell.next_sums = projects ? bound.hy.sums : cell.hidden.sums;
+  cell.h_is_operand = cell.hx == grids.ogate_cy && is_idempotent(cell.hx) && cell.next_sums != Sums::kFloat;
   bound.x = grids.x;
+  bound.hx = grids.hx;
   bound.cx = grids.cx;
+  bound.h = projects ? grids.hy : grids.ogate_cy;
+  bound.h_size = static_cast<int32_t>(sizes().h_size());
   return bound;
 }
 

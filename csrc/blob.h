@@ -17,8 +17,8 @@
 namespace lstm_quant {
 
 constexpr uint64_t kBlobMagic = 0x4b4c42514d54534cu;
-constexpr uint32_t kBlobVersion = 2;
-constexpr int64_t kMaxSize = 1 << 24;      // of input_size and hidden_size: no product of sizes overflows 64 bits
+constexpr uint32_t kBlobVersion = 3;
+constexpr int64_t kMaxSize = 1 << 24;      // of the three sizes: no product of them overflows 64 bits
 constexpr int64_t kMaxLayers = 1 << 16;    // likewise
 constexpr float kMaxTableSteps = 1 << 16;  // high - low of the widest grid that is no UNBOUNDED one
 
@@ -27,9 +27,12 @@ struct Sizes {
   int64_t hidden_size;
   int64_t num_layers;
   int64_t num_directions;
+  int64_t proj_size = 0;  // 0: hidden states are not projected
 
   int64_t cells() const { return num_layers * num_directions; }
-  int64_t depth(int64_t layer) const { return layer == 0 ? input_size : num_directions * hidden_size; }
+  // Of a hidden state as it is given and read; that of the cell state is hidden_size.
+  int64_t h_size() const { return proj_size == 0 ? hidden_size : proj_size; }
+  int64_t depth(int64_t layer) const { return layer == 0 ? input_size : num_directions * h_size(); }
 };
 
 struct BlobHeader {
@@ -41,16 +44,18 @@ struct BlobHeader {
   uint64_t checksum;  // of the fields before
 };
 
-// The grids in the order of qparams.pack_grids. A cell without the second grids has the first kParts only.
+// The grids. Rows of qparams.pack_grids are in this order; those of a cell without second grids lack these, and those
+// of a cell without a grid for hy that one.
 struct Grids {
   Grid x, hx, cx;
   Grid igates[kGates], hgates[kGates], gates[kGates], gate_outputs[kGates];
   Grid fgate_cx, igate_cgate, fgate_cx_igate_cgate, tanh_cy_input, tanh_cy, ogate_cy;
   Grid gates_again[kGates], outputs_again[kGates];
+  Grid hy;
 };
 constexpr int kSecondGrids = 2 * kGates;
 constexpr int kAllGrids = sizeof(Grids) / sizeof(Grid);
-constexpr int kParts = kAllGrids - kSecondGrids;
+constexpr int kParts = kAllGrids - kSecondGrids - 1;  // that every cell has
 
 struct ProjectionRecord {
   Sums sums;
@@ -75,15 +80,25 @@ struct CellRecord {
   Grids grids;
   ProjectionRecord input;
   ProjectionRecord hidden;
+  ProjectionRecord hy;  // zeros without proj_size
   FunctionRecord functions[kGates + 1];
 };
 static_assert(std::is_trivially_copyable_v<CellRecord> && std::is_trivially_copyable_v<BlobHeader>);
 
-// A cell as the kernels take it, and the grids that only its surroundings need.
+// A cell as the kernels take it, and what only its surroundings need.
 struct BoundCell {
   Cell cell;
   Grid x;
+  Grid hx;
   Grid cx;  // where cell.cx is absent, the first c is put on this one
+  Grid h;   // on which the new hidden state is given: hy, or ogate_cy where there is no projection
+  int32_t h_size;
+  // Of a cell with proj_size: what makes the new hidden state of output_gate * tanh_cy. Its blocks of kBlock outputs
+  // are as those of any projection, [gate][unit], and mean nothing. Depth 0: none.
+  Projection hy;
+
+  bool projects() const { return hy.depth != 0; }
+  int32_t hy_blocks() const { return (h_size + kBlock - 1) / kBlock; }
 };
 
 // Reads a blob. Nothing in it is trusted: whatever could make a kernel read or write elsewhere is checked, in time
@@ -98,7 +113,9 @@ class Blob {
   BoundCell cell(int64_t index) const;
 
  private:
-  void bind_projection(const ProjectionRecord& record, const Grid& grid, int64_t depth, Projection& projection) const;
+  // `outputs`: as many as there are, those that pad the last block included.
+  void bind_projection(const ProjectionRecord& record, const Grid& grid, int64_t depth, uint64_t outputs,
+                       Projection& projection) const;
   void bind_function(const FunctionRecord& record, Function& function) const;
   template <class T>
   const T* section(uint64_t offset, uint64_t count) const;

@@ -18,39 +18,68 @@ const void* weights_of(const Projection& projection, int32_t block) {
 
 }  // namespace
 
-CellState CellState::take(Arena& arena, const Cell& cell, int64_t rows) {
+CellState CellState::take(Arena& arena, const BoundCell& bound, int64_t rows) {
   CellState state;
+  const Cell& cell = bound.cell;
+  const auto stride = [](size_t columns, Sums sums) { return round_up(columns * operand_item_bytes(sums), kAlign); };
   const size_t units = static_cast<size_t>(cell.blocks) * kUnits;
-  state.h_stride = round_up(units * operand_item_bytes(cell.hidden.sums), kAlign);
+  state.h_stride = stride(bound.projects() ? round_up(bound.h_size, kUnits) : units, cell.hidden.sums);
   for (char*& h : state.h) h = arena.take<char>(rows * state.h_stride);
   state.c_stride = units;
   state.c = arena.take<float>(rows * units);
+  if (bound.projects()) {
+    state.projected_stride = stride(units, cell.next_sums);
+    state.projected = arena.take<char>(rows * state.projected_stride);
+  }
   return state;
 }
 
 Workspace Workspace::take(Arena& arena, const Sizes& sizes, const Plan& plan) {
   Workspace workspace;
-  const size_t depth = std::max(sizes.input_size, sizes.num_directions * sizes.hidden_size);
+  const size_t depth = std::max({sizes.input_size, sizes.num_directions * sizes.h_size(), sizes.hidden_size});
   const size_t rows = plan.chunk_steps * plan.tile_rows;
   const size_t blocks = std::min<size_t>(plan.group_blocks, round_up(sizes.hidden_size, kUnits) / kUnits);
   workspace.operand = arena.take<char>(rows * max_operand_stride(depth));
   workspace.igates = arena.take<float>(rows * blocks * kBlock);
   if (plan.ahead) workspace.next_igates = arena.take<float>(rows * blocks * kBlock);
   workspace.output = arena.take<float>(plan.tile_rows * sizes.hidden_size);
+  workspace.hy = arena.take<float>(plan.tile_rows * round_up(sizes.proj_size, kBlock));
   workspace.scratch = arena.take<char>(scratch_bytes(rows, round_up(depth, kUnits)));
   if (plan.delta) workspace.changes = ChangeList::take(arena, round_up(depth, kDepthStep));
   return workspace;
 }
 
-size_t Share::units(const Cell& cell) const {
-  const size_t end = std::min<size_t>(static_cast<size_t>(last_block) * kUnits, cell.hidden_size);
-  return end - std::min(end, first_unit());
+namespace {
+
+// Zeros for what pads the last block of an operand row, of which these are some columns.
+void pad_h(const BoundCell& bound, const Share::Columns& columns, char* operand) {
+  if (columns.first + columns.count != static_cast<size_t>(bound.h_size)) return;
+  const size_t item = operand_item_bytes(bound.cell.hidden.sums);
+  std::memset(operand + columns.count * item, 0, (round_up(bound.h_size, kUnits) - bound.h_size) * item);
+}
+
+Share::Columns columns(int32_t first_block, int32_t last_block, size_t block, size_t size) {
+  const size_t first = first_block * block, end = last_block * block;
+  return {first, std::min(end, size) - std::min(first, size), end - first};
+}
+
+}  // namespace
+
+Share::Columns Share::of_c(const BoundCell& bound) const {
+  return columns(first_block, last_block, kUnits, bound.cell.hidden_size);
+}
+
+Share::Columns Share::of_h(const BoundCell& bound) const {
+  return bound.projects() ? columns(first_hy_block, last_hy_block, kBlock, bound.h_size) : of_c(bound);
 }
 
 Share CellRun::share() const {
-  const int32_t blocks = bound.cell.blocks;
-  if (!crew.broken_up()) return {blocks * member / members, blocks * (member + 1) / members, members};
-  return member == 0 ? Share::all(bound.cell) : Share{0, 0, 0};
+  const int32_t blocks = bound.cell.blocks, hy_blocks = bound.projects() ? bound.hy_blocks() : 0;
+  if (!crew.broken_up()) {
+    return {blocks * member / members, blocks * (member + 1) / members, members, hy_blocks * member / members,
+            hy_blocks * (member + 1) / members};
+  }
+  return member == 0 ? Share::all(bound) : Share{0, 0, 0};
 }
 
 size_t CellRun::operand_stride() const {
@@ -58,35 +87,32 @@ size_t CellRun::operand_stride() const {
   return round_up(input.padded_depth * operand_item_bytes(input.sums), kAlign);
 }
 
-FirstStates FirstStates::from_item(size_t item) const {
-  const auto from = [&](const void* data, DType dtype) {
+FirstStates FirstStates::from(size_t h_item, size_t c_item) const {
+  const auto from = [&](const void* data, DType dtype, size_t item) {
     return data == nullptr ? nullptr : static_cast<const char*>(data) + item * item_bytes(dtype);
   };
-  return {from(hx, hx_dtype), hx_dtype, from(cx, cx_dtype), cx_dtype};
+  return {from(hx, hx_dtype, h_item), hx_dtype, from(cx, cx_dtype, c_item), cx_dtype};
 }
 
 void CellState::load(const Kernels& kernels, const BoundCell& bound, const Share& share, size_t rows,
                      const FirstStates& first) const {
   const Cell& cell = bound.cell;
-  const size_t units = share.units(cell), padded = static_cast<size_t>(share.blocks()) * kUnits;
+  const Share::Columns of_h = share.of_h(bound), of_c = share.of_c(bound);
   const size_t item = operand_item_bytes(cell.hidden.sums);
-  const auto values = [&](const void* data, DType dtype, size_t row) {
-    return static_cast<const char*>(data) + (row * cell.hidden_size + share.first_unit()) * item_bytes(dtype);
-  };
-  for (size_t row = 0; row < rows && units > 0; ++row) {
-    char* row_h = h[0] + row * h_stride + share.first_unit() * item;
-    float* row_c = c + row * c_stride + share.first_unit();
+  for (size_t row = 0; row < rows; ++row) {
+    char* row_h = h[0] + row * h_stride + of_h.first * item;
+    float* row_c = c + row * c_stride + of_c.first;
     // what pads the last block must be initialized too
-    std::memset(row_h, 0, padded * item);
-    std::memset(row_c, 0, padded * sizeof(float));
+    pad_h(bound, of_h, row_h);
+    std::memset(row_c, 0, of_c.padded * sizeof(float));
+    const FirstStates of_row = first.from(row * bound.h_size + of_h.first, row * cell.hidden_size + of_c.first);
     if (first.hx != nullptr) {
-      const void* hx = values(first.hx, first.hx_dtype, row);
-      to_operand(kernels, cell.hidden.sums, cell.hx, hx, first.hx_dtype, units, row_h);
-    } else {  // zeros of c make those of h
-      to_operand(kernels, cell.hidden.sums, cell.hx, row_c, DType::kFloat32, units, row_h);
+      to_operand(kernels, cell.hidden.sums, bound.hx, of_row.hx, first.hx_dtype, of_h.count, row_h);
+    } else {
+      zeros_to_operand(cell.hidden.sums, bound.hx, of_h.count, row_h);
     }
-    if (first.cx != nullptr) to_floats(bound.cx, values(first.cx, first.cx_dtype, row), first.cx_dtype, units, row_c);
-    if (!cell.cx.present()) put_on_grid(bound.cx, units, row_c);
+    if (first.cx != nullptr) to_floats(bound.cx, of_row.cx, first.cx_dtype, of_c.count, row_c);
+    if (!cell.cx.present()) put_on_grid(bound.cx, of_c.count, row_c);
   }
 }
 
@@ -98,7 +124,8 @@ void CellRun::load_states(const FirstStates& first) const {
     // a shorter row comes in later on the way back, where it is read from what that step reads
     const bool odd = backward && (steps - rows.steps_of(row)) % 2 != 0;
     if (odd) std::swap(one.h[0], one.h[1]);
-    one.load(kernels, bound, mine, 1, first.from_item(rows.index(row) * bound.cell.hidden_size));
+    const size_t index = rows.index(row);
+    one.load(kernels, bound, mine, 1, first.from(index * bound.h_size, index * bound.cell.hidden_size));
   }
   crew.meet(mine.members);
 }
@@ -234,6 +261,11 @@ void CellRun::step(int64_t step, int64_t rows_before, const Chunk& chunk) const 
   args.h = state.h[odd];
   args.h_next = state.h[!odd];
   args.h_stride = state.h_stride;
+  args.h_next_stride = state.h_stride;
+  if (bound.projects()) {
+    args.h_next = state.projected;
+    args.h_next_stride = state.projected_stride;
+  }
   args.c = state.c;
   args.c_stride = state.c_stride;
   args.output = workspace.output;
@@ -269,15 +301,39 @@ void CellRun::step(int64_t step, int64_t rows_before, const Chunk& chunk) const 
     args.igates = chunk.by_changes ? changed_igates : chunk.igates + rows_before * args.igates_stride;
     kernels.step(args);
   }
-  if (!writes_in_place()) store_output(step, mine);
+  if (bound.projects()) {
+    crew.meet(mine.members);  // it reads what all of them left
+    project_h(step, mine);
+  } else if (!writes_in_place()) {
+    store_output(step, mine);
+  }
 }
 
 void CellRun::store_output(int64_t step, const Share& mine) const {
-  const Cell& cell = bound.cell;
+  const Share::Columns columns = mine.of_h(bound);
   const int64_t count = rows_at(step);
   for (int64_t row = 0; row < count; ++row) {
-    from_floats(cell.ogate_cy, workspace.output + row * cell.hidden_size + mine.first_unit(), mine.units(cell),
-                output.dtype, output.row(position(step), row) + mine.first_unit() * item_bytes(output.dtype));
+    from_floats(bound.h, workspace.output + row * bound.h_size + columns.first, columns.count, output.dtype,
+                output.row(position(step), row) + columns.first * item_bytes(output.dtype));
+  }
+}
+
+void CellRun::project_h(int64_t step, const Share& mine) const {
+  const Share::Columns columns = mine.of_h(bound);
+  if (columns.count == 0) return;
+  const Cell& cell = bound.cell;
+  const auto count = static_cast<size_t>(rows_at(step));
+  kernels.project({&bound.hy, count, state.projected, state.projected_stride, workspace.hy, columns.padded,
+                   mine.first_hy_block, mine.last_hy_block, workspace.scratch});
+  const bool odd = ((first_step + step) & 1) != 0;
+  char* h_next = state.h[!odd] + columns.first * operand_item_bytes(cell.hidden.sums);
+  for (size_t row = 0; row < count; ++row) {
+    const float* hy = workspace.hy + row * columns.padded;
+    from_floats(bound.h, hy, columns.count, output.dtype,
+                output.row(position(step), row) + columns.first * item_bytes(output.dtype));
+    char* operand = h_next + row * state.h_stride;
+    to_operand(kernels, cell.hidden.sums, bound.hx, hy, DType::kFloat32, columns.count, operand);
+    pad_h(bound, columns, operand);
   }
 }
 
@@ -287,31 +343,28 @@ CellRun::Range CellRun::ended() const {
 }
 
 void CellRun::store_h(void* h_n, DType dtype) const {
-  const Share mine = share();
-  const Cell& cell = bound.cell;
-  const size_t units = mine.units(cell), first = mine.first_unit();
-  if (units == 0) return;
+  const Share::Columns columns = share().of_h(bound);
+  if (columns.count == 0) return;
   const Range range = ended();
   for (int64_t row = range.begin; row < range.end; ++row) {
-    const char* h = output.row(position(last_step(row)), row) + first * item_bytes(output.dtype);
-    char* to = static_cast<char*>(h_n) + (rows.index(row) * cell.hidden_size + first) * item_bytes(dtype);
+    const char* h = output.row(position(last_step(row)), row) + columns.first * item_bytes(output.dtype);
+    char* to = static_cast<char*>(h_n) + (rows.index(row) * bound.h_size + columns.first) * item_bytes(dtype);
     if (output.dtype == dtype) {
-      std::memcpy(to, h, units * item_bytes(dtype));
+      std::memcpy(to, h, columns.count * item_bytes(dtype));
     } else {
-      from_floats(cell.ogate_cy, reinterpret_cast<const float*>(h), units, dtype, to);
+      from_floats(bound.h, reinterpret_cast<const float*>(h), columns.count, dtype, to);
     }
   }
 }
 
 void CellRun::store_c(void* c_n, DType dtype) const {
-  const Share mine = share();
+  const Share::Columns columns = share().of_c(bound);
   const Cell& cell = bound.cell;
-  const size_t units = mine.units(cell), first = mine.first_unit();
-  if (units == 0) return;
+  if (columns.count == 0) return;
   const Range range = ended();
   for (int64_t row = range.begin; row < range.end; ++row) {
-    from_floats(cell.cell, state.c + row * state.c_stride + first, units, dtype,
-                static_cast<char*>(c_n) + (rows.index(row) * cell.hidden_size + first) * item_bytes(dtype));
+    from_floats(cell.cell, state.c + row * state.c_stride + columns.first, columns.count, dtype,
+                static_cast<char*>(c_n) + (rows.index(row) * cell.hidden_size + columns.first) * item_bytes(dtype));
   }
 }
 

@@ -14,18 +14,23 @@
 
 namespace lstm_quant {
 
-// The blocks of units that a member of a crew works on, and how many it meets after a step. No members: the crew has
-// broken up and goes on without this one.
+// The blocks of units that a member of a crew works on, those of what projects the hidden state, and how many it meets
+// after a step. No members: the crew has broken up and goes on without this one.
 struct Share {
   int32_t first_block;
   int32_t last_block;
   int members;
+  int32_t first_hy_block = 0;
+  int32_t last_hy_block = 0;
 
-  static Share all(const Cell& cell) { return {0, cell.blocks, 1}; }
+  static Share all(const BoundCell& bound) { return {0, bound.cell.blocks, 1, 0, bound.hy_blocks()}; }
   int32_t blocks() const { return last_block - first_block; }
-  size_t first_unit() const { return static_cast<size_t>(first_block) * kUnits; }
-  // Without those that only pad the last block.
-  size_t units(const Cell& cell) const;
+  // Some columns of a state: `padded` with those that only pad the last block.
+  struct Columns {
+    size_t first, count, padded;
+  };
+  Columns of_c(const BoundCell& bound) const;
+  Columns of_h(const BoundCell& bound) const;
   bool operator==(const Share& other) const {
     return first_block == other.first_block && last_block == other.last_block;
   }
@@ -38,8 +43,8 @@ struct FirstStates {
   const void* cx;
   DType cx_dtype;
 
-  // Those of the items from `item` on.
-  FirstStates from_item(size_t item) const;
+  // Those of the items from these on.
+  FirstStates from(size_t h_item, size_t c_item) const;
 };
 
 // The state of a cell, shared by the threads that work on it. Step s reads h[s % 2] and writes the other.
@@ -47,15 +52,21 @@ struct CellState {
   char* h[2];
   size_t h_stride;  // bytes
   float* c;
-  size_t c_stride;  // floats
+  size_t c_stride;            // floats
+  char* projected = nullptr;  // what a step leaves for the projection of the hidden state; null: none
+  size_t projected_stride = 0;
 
-  static CellState take(Arena& arena, const Cell& cell, int64_t rows);
+  static CellState take(Arena& arena, const BoundCell& bound, int64_t rows);
   // Of the share's units.
   void load(const Kernels& kernels, const BoundCell& bound, const Share& share, size_t rows,
             const FirstStates& first) const;
   // That of the rows from `row` on.
   CellState from_row(size_t row) const {
-    return {{h[0] + row * h_stride, h[1] + row * h_stride}, h_stride, c + row * c_stride, c_stride};
+    CellState state = *this;
+    for (char*& one : state.h) one += row * h_stride;
+    state.c += row * c_stride;
+    if (projected != nullptr) state.projected += row * projected_stride;
+    return state;
   }
 };
 
@@ -65,6 +76,7 @@ struct Workspace {
   float* igates = nullptr;
   float* next_igates = nullptr;  // of the chunk that is projected ahead
   float* output = nullptr;       // float32 rows of a step where kernels cannot write to the caller's
+  float* hy = nullptr;           // float32 rows of a step, projected
   void* scratch = nullptr;
   ChangeList changes;
   CellDelta* deltas = nullptr;  // of all cells; null: no delta steps
@@ -156,8 +168,13 @@ struct CellRun {
   std::optional<Delta> hidden_changes(const char* h, const Chunk& chunk) const;
   // A step whose rows come after the first `rows_before` of the chunk.
   void step(int64_t step, int64_t rows_before, const Chunk& chunk) const;
-  bool writes_in_place() const { return output.dtype == DType::kFloat32 && output.layout.order == nullptr; }
+  // Whether kernels write the output.
+  bool writes_in_place() const {
+    return output.dtype == DType::kFloat32 && output.layout.order == nullptr && !bound.projects();
+  }
   void store_output(int64_t step, const Share& share) const;
+  // From what a step left: the output and what the next step reads.
+  void project_h(int64_t step, const Share& share) const;
 };
 
 }  // namespace lstm_quant

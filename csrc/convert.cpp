@@ -72,6 +72,10 @@ void to_operand(const Kernels& kernels, Sums sums, const Grid& grid, const void*
   });
 }
 
+void zeros_to_operand(Sums sums, const Grid& grid, size_t count, void* operand) {
+  std::memset(operand, sums == Sums::kInt8 ? static_cast<int>(-grid.low) : 0, count * operand_item_bytes(sums));
+}
+
 void to_floats(const Grid& grid, const void* values, DType dtype, size_t count, float* floats) {
   if (dtype == DType::kFloat32) {
     std::memcpy(floats, values, count * sizeof(float));

@@ -22,6 +22,8 @@ size_t operand_item_bytes(Sums sums);
 // An operand row of a projection whose input has `grid` (absent: kFloat and float32 values only).
 void to_operand(const Kernels& kernels, Sums sums, const Grid& grid, const void* values, DType dtype, size_t count,
                 void* operand);
+// That of zeros.
+void zeros_to_operand(Sums sums, const Grid& grid, size_t count, void* operand);
 void to_floats(const Grid& grid, const void* values, DType dtype, size_t count, float* floats);
 void put_on_grid(const Grid& grid, size_t count, float* floats);
 void from_floats(const Grid& grid, const float* floats, size_t count, DType dtype, void* values);

@@ -125,10 +125,11 @@ struct LayersCall {
         x.rows() == 0 || (!is_chunk && sizes.cells() != 1)) {
       return false;
     }
+    const int64_t columns[] = {sizes.h_size(), sizes.hidden_size};
     for (int i = 0; i < 2; ++i) {
       PyTensor state;
       if (args[2 + i] == Py_None) continue;
-      if (!state.open(bound->api, args[2 + i], x.rows(), sizes.hidden_size) || state.is_chunk() != is_chunk ||
+      if (!state.open(bound->api, args[2 + i], x.rows(), columns[i]) || state.is_chunk() != is_chunk ||
           state.steps() != sizes.cells() || !state.is_contiguous()) {
         return false;
       }
@@ -162,8 +163,8 @@ PyObject* lstm(PyObject*, PyObject* const* args, Py_ssize_t count) {
     const auto make = [&](int64_t first, int64_t last, float*& values) {
       return Reference(new_tensor(call.bound->api, {first, call.x.rows(), last}, values), true);
     };
-    const Reference output = make(call.x.steps(), sizes.num_directions * sizes.hidden_size, output_values);
-    const Reference h_n = make(sizes.cells(), sizes.hidden_size, h_values);
+    const Reference output = make(call.x.steps(), sizes.num_directions * sizes.h_size(), output_values);
+    const Reference h_n = make(sizes.cells(), sizes.h_size(), h_values);
     const Reference c_n = make(sizes.cells(), sizes.hidden_size, c_values);
     if (output.get() == nullptr || h_n.get() == nullptr || c_n.get() == nullptr) return nullptr;
     call.run(output_values, h_values, c_values);
@@ -177,11 +178,11 @@ PyObject* lstm_cell(PyObject*, PyObject* const* args, Py_ssize_t count) {
   if (!call.open(args, count, false)) return not_taken();
   return guarded([&]() -> PyObject* {
     float *h_values = nullptr, *c_values = nullptr;
-    const auto make = [&](float*& values) {
-      return Reference(new_tensor(call.bound->api, {call.x.rows(), call.bound->blob.sizes().hidden_size}, values),
-                       true);
+    const Sizes& sizes = call.bound->blob.sizes();
+    const auto make = [&](int64_t size, float*& values) {
+      return Reference(new_tensor(call.bound->api, {call.x.rows(), size}, values), true);
     };
-    const Reference h = make(h_values), c = make(c_values);
+    const Reference h = make(sizes.h_size(), h_values), c = make(sizes.hidden_size, c_values);
     if (h.get() == nullptr || c.get() == nullptr) return nullptr;
     call.run(h_values, nullptr, c_values);  // the output of the only step is the hidden state
     return PyTuple_Pack(2, h.get(), c.get());
@@ -233,7 +234,7 @@ PyObject* feed(PyObject* self, PyObject* x_object, PyObject* out_object, PyObjec
   const Use use(*bound);
   if (!use.mine()) return nullptr;
   Stream& stream = bound->stream;
-  const int64_t columns = stream.sizes().hidden_size;
+  const int64_t columns = stream.sizes().h_size();
   ChosenRows rows;
   PyTensor x, out;
   if (!bound->choose(rows_object, rows)) Py_RETURN_NONE;
@@ -279,38 +280,40 @@ PyObject* run_stream(PyObject* self, PyObject* const* args, Py_ssize_t count) {
   return has_count(count, 3) ? feed(self, args[0], args[1], args[2]) : nullptr;
 }
 
-// Does `action` on a stream, two addresses of states, each of `values` float32, and the rows that they are of.
+// Does `action` on a stream, two addresses of states, with how many float32 each has, and the rows that they are of.
 template <class Action>
 PyObject* with_states(PyObject* self, PyObject* const* args, Py_ssize_t count, const Action& action) {
   BoundStream* bound = bound_in(self);
-  if (bound == nullptr || !has_count(count, 4)) return nullptr;
+  if (bound == nullptr || !has_count(count, 5)) return nullptr;
   auto* h = static_cast<float*>(PyLong_AsVoidPtr(args[0]));
   auto* c = static_cast<float*>(PyLong_AsVoidPtr(args[1]));
-  const long long values = PyLong_AsLongLong(args[2]);
+  const long long h_values = PyLong_AsLongLong(args[2]), c_values = PyLong_AsLongLong(args[3]);
   const Use use(*bound);
   if (!use.mine() || PyErr_Occurred() != nullptr) return nullptr;
   ChosenRows rows;
-  if (!bound->choose(args[3], rows))
+  if (!bound->choose(args[4], rows))
     return PyErr_Format(PyExc_RuntimeError, "torch_lstm_quant: rows must be of the stream, each once");
   // Python's attributes can be set to other sizes
   const Sizes& sizes = bound->stream.sizes();
-  const long long needed = sizes.cells() * rows.count * sizes.hidden_size;
-  if (values != needed) {
-    return PyErr_Format(PyExc_RuntimeError, "torch_lstm_quant: the stream's states have %lld values each, got %lld",
-                        needed, values);
+  const long long states = sizes.cells() * rows.count;
+  const long long h_needed = states * sizes.h_size(), c_needed = states * sizes.hidden_size;
+  if (h_values != h_needed || c_values != c_needed) {
+    return PyErr_Format(PyExc_RuntimeError,
+                        "torch_lstm_quant: the stream's states have %lld and %lld values, got %lld and %lld", h_needed,
+                        c_needed, h_values, c_values);
   }
   action(bound->stream, h, c, rows);
   Py_RETURN_NONE;
 }
 
-// _set_state(address of hx or 0, address of cx or 0, values, rows or None)
+// _set_state(address of hx or 0, address of cx or 0, values of hx, values of cx, rows or None)
 PyObject* set_state(PyObject* self, PyObject* const* args, Py_ssize_t count) {
   return with_states(self, args, count, [](Stream& stream, const float* hx, const float* cx, const ChosenRows& rows) {
     stream.reset(hx, cx, rows);
   });
 }
 
-// _copy_state(address of h_n, address of c_n, values, rows or None)
+// _copy_state(address of h_n, address of c_n, values of h_n, values of c_n, rows or None)
 PyObject* copy_state(PyObject* self, PyObject* const* args, Py_ssize_t count) {
   return with_states(self, args, count, [](Stream& stream, float* h_n, float* c_n, const ChosenRows& rows) {
     stream.copy_state(h_n, c_n, rows);

@@ -24,22 +24,23 @@ struct Call {
   int64_t steps;
   int64_t rows;
   Sequence x;  // [steps, rows, input_size]; integers are those of layer 0's grids of part x
-  // [cells, rows, hidden_size], contiguous; null: zeros (and float32); integers are those of each cell's grids of parts
-  // hx and cx
+  // [cells, rows, h_size] and [cells, rows, hidden_size], contiguous; null: zeros (and float32); integers are those of
+  // each cell's grids of parts hx and cx
   const void* hx;
   DType hx_dtype;
   const void* cx;
   DType cx_dtype;
-  // [steps, rows, num_directions * hidden_size] and [cells, rows, hidden_size], contiguous; integers are those of each
-  // cell's grids of parts ogate_cy and fgate_cx_igate_cgate; h_n may be null if there are steps: it is not wanted
+  // [steps, rows, num_directions * h_size] and states shaped as above, contiguous; integers are those of each cell's
+  // grids of parts ogate_cy (hy with proj_size) and fgate_cx_igate_cgate; h_n may be null if there are steps: it is not
+  // wanted
   void* output;
   void* h_n;
   DType h_dtype;
   void* c_n;
   DType c_dtype;
   // Null: every row has every step. Otherwise `steps` and `rows` are those of `lengths`; packed, x is
-  // [total, input_size] without step_bytes, and output is [total, num_directions * hidden_size]; padded, what is
-  // padding in the output is left as it is.
+  // [total, input_size] without step_bytes, and output is [total, num_directions * h_size]; padded, what is padding in
+  // the output is left as it is.
   const Lengths* lengths = nullptr;
 };
 

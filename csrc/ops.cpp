@@ -137,12 +137,12 @@ Tensor empty(const std::array<int64_t, kDims>& sizes, ScalarType type) {
   return Tensor(handle);
 }
 
-MatrixSource matrix_source(const char* name, Tensor& weight, Tensor& bias, Tensor& scale, Tensor& zero_point,
-                           int64_t hidden_size, int64_t depth) {
-  const int64_t rows = kGates * hidden_size;
+// `bias`: null for none.
+MatrixSource matrix_source(const char* name, Tensor& weight, Tensor* bias, Tensor& scale, Tensor& zero_point,
+                           int64_t rows, int64_t depth) {
   MatrixSource source;
   source.depth = depth;
-  source.bias = contiguous_data<float>("bias", bias, ScalarType::Float, {rows});
+  if (bias != nullptr) source.bias = contiguous_data<float>("bias", *bias, ScalarType::Float, {rows});
   if (weight.scalar_type() == ScalarType::Float) {
     source.float_weights = contiguous_data<float>(name, weight, ScalarType::Float, {rows, depth});
     return source;
@@ -161,25 +161,35 @@ Tensor pack(std::vector<Tensor> weights, std::vector<Tensor> biases, std::vector
   const size_t cells = grids.size();
   check(cells > 0 && (num_directions == 1 || num_directions == 2) && cells % num_directions == 0,
         "needs at least one cell and 1 or 2 directions, got ", cells, " cells and num_directions=", num_directions);
-  for (const auto* list : {&weights, &biases, &weight_scales, &weight_zero_points}) {
-    check(list->size() == 2 * cells, "needs two weights, biases, scales and zero points for each of ", cells, " cells");
+  // a third weight, weight_hr, projects the hidden state
+  const size_t each = weights.size() == 3 * cells ? 3 : 2;
+  for (const auto* list : {&weights, &weight_scales, &weight_zero_points}) {
+    check(list->size() == each * cells, "needs two weights, scales and zero points for each of ", cells,
+          " cells, or three where hidden states are projected, got ", list->size());
   }
+  check(biases.size() == 2 * cells, "needs two biases for each of ", cells, " cells, got ", biases.size());
   check(tables.size() == (kGates + 1) * cells, "needs five tables for each of ", cells, " cells, got ", tables.size());
   for (const Tensor& weight : weights) check(weight.dim() == 2, "weights must have two dimensions");
 
-  const Sizes sizes{weights[0].size(1), weights[1].size(1), static_cast<int64_t>(cells) / num_directions,
-                    num_directions};
+  const bool projects = each == 3;
+  const Sizes sizes{weights[0].size(1), projects ? weights[2].size(1) : weights[1].size(1),
+                    static_cast<int64_t>(cells) / num_directions, num_directions, projects ? weights[2].size(0) : 0};
   check(0 < sizes.input_size && sizes.input_size <= kMaxSize && 0 < sizes.hidden_size &&
-            sizes.hidden_size <= kMaxSize && sizes.num_layers <= kMaxLayers,
-        "sizes out of range: input_size=", sizes.input_size, ", hidden_size=", sizes.hidden_size);
+            sizes.hidden_size <= kMaxSize && sizes.num_layers <= kMaxLayers && 0 < sizes.h_size() &&
+            sizes.h_size() <= kMaxSize,
+        "sizes out of range: input_size=", sizes.input_size, ", hidden_size=", sizes.hidden_size,
+        ", proj_size=", sizes.proj_size);
   std::vector<CellSource> sources(cells);
   for (size_t i = 0; i < cells; ++i) {
-    const size_t ih = 2 * i, hh = 2 * i + 1;
+    const auto matrix = [&](const char* name, size_t index, Tensor* bias, int64_t rows, int64_t depth) {
+      const size_t place = each * i + index;
+      return matrix_source(name, weights[place], bias, weight_scales[place], weight_zero_points[place], rows, depth);
+    };
     CellSource& source = sources[i];
-    source.input = matrix_source("weight_ih", weights[ih], biases[ih], weight_scales[ih], weight_zero_points[ih],
-                                 sizes.hidden_size, sizes.depth(i / num_directions));
-    source.hidden = matrix_source("weight_hh", weights[hh], biases[hh], weight_scales[hh], weight_zero_points[hh],
-                                  sizes.hidden_size, sizes.hidden_size);
+    const int64_t gates = kGates * sizes.hidden_size;
+    source.input = matrix("weight_ih", 0, &biases[2 * i], gates, sizes.depth(i / num_directions));
+    source.hidden = matrix("weight_hh", 1, &biases[2 * i + 1], gates, sizes.h_size());
+    if (projects) source.hy = matrix("weight_hr", 2, nullptr, sizes.proj_size, sizes.hidden_size);
     check(grids[i].dim() == 2, "grids must have two dimensions");
     source.grid_rows = grids[i].size(0);
     source.grids = contiguous_data<double>("grids", grids[i], ScalarType::Double, {source.grid_rows, 5});
@@ -245,12 +255,15 @@ std::pair<const void*, DType> open_state(const char* name, std::optional<Tensor>
 std::tuple<Tensor, Tensor, Tensor> lstm(Tensor x, std::optional<Tensor> hx, std::optional<Tensor> cx, Tensor packed,
                                         int64_t hidden_size, int64_t num_layers, int64_t num_directions,
                                         std::optional<ScalarType> h_dtype, std::optional<ScalarType> c_dtype,
-                                        std::optional<Tensor> batch_sizes, std::optional<Tensor> lengths) {
+                                        std::optional<Tensor> batch_sizes, std::optional<Tensor> lengths,
+                                        int64_t proj_size) {
   const Blob blob = open_blob(packed);
   const Sizes& sizes = blob.sizes();
-  check(sizes.hidden_size == hidden_size && sizes.num_layers == num_layers && sizes.num_directions == num_directions,
+  check(sizes.hidden_size == hidden_size && sizes.num_layers == num_layers && sizes.num_directions == num_directions &&
+            sizes.proj_size == proj_size,
         "packed holds hidden_size=", sizes.hidden_size, ", num_layers=", sizes.num_layers,
-        ", num_directions=", sizes.num_directions, ", got ", hidden_size, ", ", num_layers, ", ", num_directions);
+        ", num_directions=", sizes.num_directions, ", proj_size=", sizes.proj_size, ", got ", hidden_size, ", ",
+        num_layers, ", ", num_directions, ", ", proj_size);
   const ScalarType h_type = h_dtype.value_or(ScalarType::Float), c_type = c_dtype.value_or(ScalarType::Float);
   check(to_dtype(h_type).has_value() && to_dtype(c_type).has_value(),
         "h_dtype and c_dtype must be None, float32, uint8, int8, int16 or int32, got ", name_of(h_type), " and ",
@@ -262,13 +275,12 @@ std::tuple<Tensor, Tensor, Tensor> lstm(Tensor x, std::optional<Tensor> hx, std:
   call.lengths = row_lengths.has_value() ? &*row_lengths : nullptr;
   call.steps = call.lengths != nullptr ? call.lengths->steps() : x.size(0);
   call.rows = call.lengths != nullptr ? call.lengths->rows() : x.size(1);
-  const Shape state_shape = {sizes.cells(), call.rows, hidden_size};
-  std::tie(call.hx, call.hx_dtype) = open_state("hx", hx, state_shape);
-  std::tie(call.cx, call.cx_dtype) = open_state("cx", cx, state_shape);
-  const int64_t width = num_directions * hidden_size;
+  std::tie(call.hx, call.hx_dtype) = open_state("hx", hx, {sizes.cells(), call.rows, sizes.h_size()});
+  std::tie(call.cx, call.cx_dtype) = open_state("cx", cx, {sizes.cells(), call.rows, hidden_size});
+  const int64_t width = num_directions * sizes.h_size();
   const Tensor output =
       batch_sizes.has_value() ? empty<2>({x.size(0), width}, h_type) : empty<3>({x.size(0), x.size(1), width}, h_type);
-  const Tensor h_n = empty<3>({sizes.cells(), call.rows, hidden_size}, h_type);
+  const Tensor h_n = empty<3>({sizes.cells(), call.rows, sizes.h_size()}, h_type);
   const Tensor c_n = empty<3>({sizes.cells(), call.rows, hidden_size}, c_type);
   call.output = output.mutable_data_ptr();
   call.h_n = h_n.mutable_data_ptr();
@@ -296,13 +308,15 @@ const char* name_of(Sums sums) {
   return "unknown";
 }
 
-// How the input and the hidden projection of each cell are summed, one after the other.
+// How the input and the hidden projection of each cell are summed, and that of the hidden state where there is one.
 std::string sums(Tensor packed) {
   const Blob blob = open_blob(packed);
   std::string names;
   for (int64_t i = 0; i < blob.sizes().cells(); ++i) {
-    const Cell cell = blob.cell(i).cell;
-    names += (names.empty() ? "" : ", ") + std::string(name_of(cell.input.sums)) + ", " + name_of(cell.hidden.sums);
+    const BoundCell bound = blob.cell(i);
+    names += (names.empty() ? "" : "; ") + std::string(name_of(bound.cell.input.sums)) + ", " +
+             name_of(bound.cell.hidden.sums);
+    if (bound.projects()) names += std::string(", ") + name_of(bound.hy.sums);
   }
   return names;
 }
@@ -323,8 +337,8 @@ STABLE_TORCH_LIBRARY(torch_lstm_quant, m) {
       "Tensor[] tables, int num_directions) -> Tensor");
   m.def(
       "lstm(Tensor x, Tensor? hx, Tensor? cx, Tensor packed, int hidden_size, int num_layers, int num_directions, "
-      "ScalarType? h_dtype=None, ScalarType? c_dtype=None, Tensor? batch_sizes=None, Tensor? lengths=None) -> "
-      "(Tensor output, Tensor h_n, Tensor c_n)");
+      "ScalarType? h_dtype=None, ScalarType? c_dtype=None, Tensor? batch_sizes=None, Tensor? lengths=None, "
+      "int proj_size=0) -> (Tensor output, Tensor h_n, Tensor c_n)");
   m.def("sums(Tensor packed) -> str");
   m.def("isa_active() -> str");
   m.def("isas_built() -> str");

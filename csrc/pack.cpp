@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <numeric>
 #include <stdexcept>
 #include <string>
 
@@ -34,6 +35,7 @@ std::string grid_name(int row) {
   row -= kGates;
   if (row < 6) return kLast[row];
   row -= 6;
+  if (row == kSecondGrids) return "hy";
   return (row < kGates ? "gates_again." : "outputs_again.") + std::string(kFunctionNames[row % kGates]);
 }
 
@@ -59,18 +61,31 @@ Grid read_grid(const double* row) {
   return grid;
 }
 
-Grids read_grids(const CellSource& source) {
-  if (source.grid_rows != kParts && source.grid_rows != kAllGrids) {
-    throw std::runtime_error("grids must have " + std::to_string(kParts) + " or " + std::to_string(kAllGrids) +
-                             " rows, got " + std::to_string(source.grid_rows));
+// Which grid each row is.
+std::vector<int> grids_of_rows(int64_t rows, bool projects) {
+  const bool has_hy = rows == kParts + 1 || rows == kAllGrids;
+  const int64_t others = rows - has_hy;
+  if ((others != kParts && others != kParts + kSecondGrids) || (has_hy && !projects)) {
+    throw std::runtime_error("grids must have " + std::to_string(kParts) + " or " +
+                             std::to_string(kParts + kSecondGrids) + " rows" +
+                             (projects ? ", and one more for hy" : "") + ", got " + std::to_string(rows));
   }
+  std::vector<int> indices(others);
+  std::iota(indices.begin(), indices.end(), 0);
+  if (has_hy) indices.push_back(kAllGrids - 1);
+  return indices;
+}
+
+Grids read_grids(const CellSource& source, bool projects) {
   Grids grids{};
-  for (int i = 0; i < source.grid_rows; ++i) {
+  const double* row = source.grids;
+  for (const int index : grids_of_rows(source.grid_rows, projects)) {
     try {
-      (&grids.x)[i] = read_grid(source.grids + i * kGridFields);
+      (&grids.x)[index] = read_grid(row);
     } catch (const std::runtime_error& error) {
-      throw std::runtime_error("part " + grid_name(i) + ": " + error.what());
+      throw std::runtime_error("part " + grid_name(index) + ": " + error.what());
     }
+    row += kGridFields;
   }
   for (int gate = 0; gate < kGates; ++gate) {
     if (grids.gates_again[gate].present() && !grids.gates[gate].present()) {
@@ -97,14 +112,10 @@ T* at(uint8_t* blob, uint64_t offset) {
   return reinterpret_cast<T*>(blob + offset);
 }
 
-// Calls visit(row of the source, index in [block][gate][unit]) for every row.
-template <class Visit>
-void for_each_row(int64_t hidden_size, Visit visit) {
-  for (int64_t gate = 0; gate < kGates; ++gate) {
-    for (int64_t unit = 0; unit < hidden_size; ++unit) {
-      visit(gate * hidden_size + unit, unit / kUnits * kBlock + gate * kUnits + unit % kUnits);
-    }
-  }
+// Of a row of weight_ih or weight_hh, the index in [block][gate][unit].
+int64_t index_of_row(int64_t row, int64_t hidden_size) {
+  const int64_t gate = row / hidden_size, unit = row % hidden_size;
+  return unit / kUnits * kBlock + gate * kUnits + unit % kUnits;
 }
 
 float dequantized(const MatrixSource& source, int64_t row, int64_t k) {
@@ -161,10 +172,11 @@ Packer::Packer(const Sizes& sizes, std::vector<CellSource> cells) : sources_(std
     const CellSource& source = sources_[i];
     CellRecord record{};
     try {
-      record.grids = read_grids(source);
+      record.grids = read_grids(source, sizes.proj_size != 0);
       const Grids& grids = record.grids;
-      lay_out_projection(source.input, grids.x, record.input);
-      lay_out_projection(source.hidden, grids.hx, record.hidden);
+      lay_out_projection(source.input, grids.x, kGates * sizes.hidden_size, record.input);
+      lay_out_projection(source.hidden, grids.hx, kGates * sizes.hidden_size, record.hidden);
+      if (sizes.proj_size != 0) lay_out_projection(source.hy, grids.ogate_cy, sizes.proj_size, record.hy);
       for (int gate = 0; gate < kGates; ++gate) {
         const Grid& again = grids.outputs_again[gate];
         lay_out_function(gate, source.tables[gate], grids.gates[gate],
@@ -188,10 +200,10 @@ uint64_t Packer::reserve(uint64_t bytes) {
   return offset;
 }
 
-void Packer::lay_out_projection(const MatrixSource& source, const Grid& grid, ProjectionRecord& record) {
-  const int64_t hidden_size = header_.sizes.hidden_size;
-  const uint64_t outputs = round_up(hidden_size, kUnits) * kGates;
-  record.sums = choose_sums(source, grid, kGates * hidden_size);
+void Packer::lay_out_projection(const MatrixSource& source, const Grid& grid, int64_t rows, ProjectionRecord& record) {
+  // whole blocks, of kUnits units for each gate: as many for four gates of rows / kGates units each
+  const uint64_t outputs = round_up(rows, kBlock);
+  record.sums = choose_sums(source, grid, rows);
   record.depth = static_cast<int32_t>(source.depth);
   const bool is_float = record.sums == Sums::kFloat;
   record.weights =
@@ -257,30 +269,27 @@ void Packer::find_evaluation(const TableSource& source, std::vector<float> steps
   if (segments) function.record.segments = share(&*segments, sizeof *segments);
 }
 
-void Packer::write_projection(const MatrixSource& source, const ProjectionRecord& record, const Grid& grid,
-                              uint8_t* blob) const {
-  const int64_t hidden_size = header_.sizes.hidden_size;
+void Packer::write_row(const MatrixSource& source, const ProjectionRecord& record, const Grid& grid, int64_t row,
+                       int64_t index, uint8_t* blob) const {
   const bool is_float = record.sums == Sums::kFloat;
   const int64_t padded_depth = is_float ? source.depth : round_up(source.depth, kDepthStep);
-  for_each_row(hidden_size, [&](int64_t row, int64_t index) {
-    const int64_t block = index / kBlock, column = index % kBlock;
-    at<float>(blob, record.multipliers)[index] = is_float ? 1.0f : grid.scale * source.scales[row];
-    at<float>(blob, record.biases)[index] = source.bias[row];
-    if (is_float) {
-      float* weights = at<float>(blob, record.weights) + block * kBlock * padded_depth + column;
-      for (int64_t k = 0; k < source.depth; ++k) weights[k * kBlock] = dequantized(source, row, k);
-      return;
-    }
-    const int8_t* values = source.int8_weights + row * source.depth;
-    int8_t* weights = at<int8_t>(blob, record.weights) + block * kBlock * padded_depth + column * kGroup;
-    int64_t sum = 0;
-    for (int64_t k = 0; k < source.depth; ++k) {
-      weights[k / kGroup * kBlock * kGroup + k % kGroup] = values[k];
-      sum += values[k];
-    }
-    if (record.sums == Sums::kInt8) at<int32_t>(blob, record.weight_sums)[index] = static_cast<int32_t>(sum);
-    if (record.sums == Sums::kWide) at<int32_t>(blob, record.weight_zero_points)[index] = source.zero_points[row];
-  });
+  const int64_t block = index / kBlock, column = index % kBlock;
+  at<float>(blob, record.multipliers)[index] = is_float ? 1.0f : grid.scale * source.scales[row];
+  at<float>(blob, record.biases)[index] = source.bias == nullptr ? 0.0f : source.bias[row];
+  if (is_float) {
+    float* weights = at<float>(blob, record.weights) + block * kBlock * padded_depth + column;
+    for (int64_t k = 0; k < source.depth; ++k) weights[k * kBlock] = dequantized(source, row, k);
+    return;
+  }
+  const int8_t* values = source.int8_weights + row * source.depth;
+  int8_t* weights = at<int8_t>(blob, record.weights) + block * kBlock * padded_depth + column * kGroup;
+  int64_t sum = 0;
+  for (int64_t k = 0; k < source.depth; ++k) {
+    weights[k / kGroup * kBlock * kGroup + k % kGroup] = values[k];
+    sum += values[k];
+  }
+  if (record.sums == Sums::kInt8) at<int32_t>(blob, record.weight_sums)[index] = static_cast<int32_t>(sum);
+  if (record.sums == Sums::kWide) at<int32_t>(blob, record.weight_zero_points)[index] = source.zero_points[row];
 }
 
 void Packer::write(uint8_t* blob) const {
@@ -288,9 +297,18 @@ void Packer::write(uint8_t* blob) const {
   std::memset(blob, 0, header_.bytes);
   std::memcpy(blob, &header_, sizeof header_);
   std::memcpy(blob + sizeof header_, records_.data(), records_.size() * sizeof(CellRecord));
+  const Sizes& sizes = header_.sizes;
   for (size_t i = 0; i < sources_.size(); ++i) {
-    write_projection(sources_[i].input, records_[i].input, records_[i].grids.x, blob);
-    write_projection(sources_[i].hidden, records_[i].hidden, records_[i].grids.hx, blob);
+    const CellSource& source = sources_[i];
+    const CellRecord& record = records_[i];
+    const auto write_gates = [&](const MatrixSource& matrix, const ProjectionRecord& projection, const Grid& grid) {
+      for (int64_t row = 0; row < kGates * sizes.hidden_size; ++row)
+        write_row(matrix, projection, grid, row, index_of_row(row, sizes.hidden_size), blob);
+    };
+    write_gates(source.input, record.input, record.grids.x);
+    write_gates(source.hidden, record.hidden, record.grids.hx);
+    for (int64_t row = 0; row < sizes.proj_size; ++row)
+      write_row(source.hy, record.hy, record.grids.ogate_cy, row, row, blob);
   }
   for (const auto& [content, offset] : shared_) std::memcpy(blob + offset, content.data(), content.size());
 }

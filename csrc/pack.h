@@ -9,15 +9,15 @@
 
 namespace lstm_quant {
 
-// One of a cell's two projections, row-major [kGates * hidden_size, depth]. Either int8 weights with a scale and a zero
-// point for each row, or float32 weights.
+// One of a cell's projections, row-major [rows, depth]: [kGates * hidden_size, depth] of input and hidden,
+// [proj_size, hidden_size] of hy. Either int8 weights with a scale and a zero point for each row, or float32 weights.
 struct MatrixSource {
   int64_t depth = 0;
   const int8_t* int8_weights = nullptr;
   const float* float_weights = nullptr;
   const float* scales = nullptr;
   const int32_t* zero_points = nullptr;
-  const float* bias = nullptr;  // [kGates * hidden_size]
+  const float* bias = nullptr;  // [rows]; null: zeros
 };
 
 struct TableSource {
@@ -28,8 +28,9 @@ struct TableSource {
 struct CellSource {
   MatrixSource input;
   MatrixSource hidden;
+  MatrixSource hy;                // with proj_size
   const double* grids = nullptr;  // [grid_rows, 5]: scale, inv_scale, zero_point, quant_min, quant_max
-  int64_t grid_rows = 0;          // kParts or kAllGrids
+  int64_t grid_rows = 0;          // kParts, and kSecondGrids more, and one more for hy
   TableSource tables[kGates + 1];
 };
 
@@ -54,13 +55,14 @@ class Packer {
 
   uint64_t reserve(uint64_t bytes);
   uint64_t share(const void* content, size_t bytes);
-  void lay_out_projection(const MatrixSource& source, const Grid& grid, ProjectionRecord& record);
+  void lay_out_projection(const MatrixSource& source, const Grid& grid, int64_t rows, ProjectionRecord& record);
   void lay_out_table(const TableSource& source, const std::vector<float>& steps, float low, FunctionRecord& record);
   void lay_out_function(int index, const TableSource& source, const Grid& input, const Grid& output,
                         FunctionRecord& record);
   void find_evaluation(const TableSource& source, std::vector<float> steps, LaidOutFunction& function);
-  void write_projection(const MatrixSource& source, const ProjectionRecord& record, const Grid& grid,
-                        uint8_t* blob) const;
+  // `row` of the source, as the output number `index` of the packed projection.
+  void write_row(const MatrixSource& source, const ProjectionRecord& record, const Grid& grid, int64_t row,
+                 int64_t index, uint8_t* blob) const;
 
   BlobHeader header_{};
   std::vector<CellSource> sources_;

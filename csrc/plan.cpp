@@ -44,7 +44,7 @@ int64_t divide_up(int64_t a, int64_t b) {
 }
 
 int64_t hidden_bytes(const Sizes& sizes) {
-  return sizes.hidden_size * sizes.hidden_size * kGates;
+  return sizes.hidden_size * sizes.h_size() * kGates;
 }
 
 bool projects_ahead(const Sizes& sizes, int64_t rows, int64_t chunk_steps) {
@@ -75,13 +75,14 @@ class Cost {
     const int64_t blocks = divide_up(sizes_.hidden_size, kUnits);
     const int64_t members = std::max<int64_t>(threads / sizes_.num_directions, 1);
     const double part = static_cast<double>(divide_up(blocks, members)) / (blocks * sizes_.num_directions);
-    const double meetings = static_cast<double>(members > 1 ? steps_ * sizes_.num_layers : 0);
+    const int64_t a_step = sizes_.proj_size == 0 ? 1 : 2;
+    const double meetings = static_cast<double>(members > 1 ? steps_ * sizes_.num_layers * a_step : 0);
     return start_ns_ + layers(rows_, part) + meetings * kMeetingNsPerMember * members;
   }
   // `threads` threads that take pieces of `piece` steps, one layer each at a time.
   double by_layers(int threads, int64_t piece) const {
     const double first = kPieceNs + layer(sizes_.input_size, piece, rows_, 1);
-    const double other = kPieceNs + layer(sizes_.hidden_size, piece, rows_, 1);
+    const double other = kPieceNs + layer(sizes_.h_size(), piece, rows_, 1);
     const double all = first + other * (sizes_.num_layers - 1);
     const double pieces = static_cast<double>(steps_) / piece;
     // a layer begins when the one before has done its first piece, and so ends later
@@ -99,7 +100,10 @@ class Cost {
   double layer(int64_t depth, int64_t steps, int64_t rows, double part) const {
     const int64_t chunk = chunk_of(sizes_, rates_, steps, rows);
     const double units = part * sizes_.num_directions * sizes_.hidden_size;
-    const double step = kStepNs + rows * units * rates_.unit_ns + projection(sizes_.hidden_size * units, 1, rows);
+    const double hidden = projection(sizes_.h_size() * units, 1, rows);
+    // W_hr has a row for each column of h, not four for each unit
+    const double hy = sizes_.proj_size == 0 ? 0 : projection(sizes_.proj_size * units / kGates, 1, rows);
+    const double step = kStepNs + rows * units * rates_.unit_ns + hidden + hy;
     const double input = projection(depth * units, divide_up(steps, chunk), steps * rows);
     const bool ahead = steps >= 2 * chunk && projects_ahead(sizes_, rows, chunk);
     return (steps * step + input) / (ahead ? kAheadGain : 1);

@@ -27,7 +27,7 @@ class ReleasedGil {
   static double products(const Sizes& sizes, int64_t steps, int64_t rows) {
     double columns = 0;
     for (int64_t layer = 0; layer < sizes.num_layers; ++layer) {
-      columns += static_cast<double>(sizes.depth(layer) + sizes.hidden_size);
+      columns += static_cast<double>(sizes.depth(layer) + sizes.h_size());
     }
     return columns * static_cast<double>(sizes.num_directions * kGates * sizes.hidden_size) *
            static_cast<double>(steps) * static_cast<double>(rows);

@@ -32,7 +32,7 @@ void check_integers(const char* part, const Grid& grid, DType dtype, bool must_f
 }
 
 int64_t layer_bytes(const Sizes& sizes, DType dtype) {
-  return sizes.num_directions * sizes.hidden_size * item_bytes(dtype);
+  return sizes.num_directions * sizes.h_size() * item_bytes(dtype);
 }
 
 // Where the members of a team meet.
@@ -116,7 +116,7 @@ CellRun TileRun::make_run(const Tile& tile, const Workspace& workspace, const Ti
     output.layout = layout(rows, first_step, call_.rows * output_row, output_row);
     output = {static_cast<char*>(call_.output) + first(output.layout), call_.h_dtype, output.layout};
   }
-  output.data += direction * sizes_.hidden_size * item_bytes(output.dtype);
+  output.data += direction * sizes_.h_size() * item_bytes(output.dtype);
 
   // with two directions every other member takes the same one
   const bool alternate = sizes_.num_directions == 2 && members > 1;
@@ -144,13 +144,15 @@ void TileRun::run_layer(const Tile& tile, const Workspace& workspace, const Tile
   for (int64_t direction = 0; direction < sizes_.num_directions; ++direction) {
     if (sizes_.num_directions == 2 && members > 1 && member % 2 != direction) continue;
     const CellRun run = make_run(tile, workspace, rows, layer, direction, first_step, member, members);
-    const int64_t first_item = (layer * sizes_.num_directions + direction) * call_.rows * sizes_.hidden_size;
-    const auto to = [&](void* data, DType dtype) { return static_cast<char*>(data) + first_item * item_bytes(dtype); };
+    const int64_t first_row = (layer * sizes_.num_directions + direction) * call_.rows;
+    const int64_t first_h = first_row * sizes_.h_size(), first_c = first_row * sizes_.hidden_size;
     if (first_step == 0 && buffers_.kept == nullptr)
-      run.load_states(FirstStates{call_.hx, call_.hx_dtype, call_.cx, call_.cx_dtype}.from_item(first_item));
+      run.load_states(FirstStates{call_.hx, call_.hx_dtype, call_.cx, call_.cx_dtype}.from(first_h, first_c));
     run.run();
-    if (call_.h_n != nullptr) run.store_h(to(call_.h_n, call_.h_dtype), call_.h_dtype);
-    if (buffers_.kept == nullptr) run.store_c(to(call_.c_n, call_.c_dtype), call_.c_dtype);
+    if (call_.h_n != nullptr)
+      run.store_h(static_cast<char*>(call_.h_n) + first_h * item_bytes(call_.h_dtype), call_.h_dtype);
+    if (buffers_.kept == nullptr)
+      run.store_c(static_cast<char*>(call_.c_n) + first_c * item_bytes(call_.c_dtype), call_.c_dtype);
   }
 }
 
@@ -216,7 +218,7 @@ Buffers::Buffers(const Sizes& sizes, const std::vector<BoundCell>& cells, const 
     for (Tile& tile : tiles) {
       tile.states.clear();
       if (kept == nullptr) {
-        for (const BoundCell& bound : cells) tile.states.push_back(CellState::take(arena, bound.cell, plan.tile_rows));
+        for (const BoundCell& bound : cells) tile.states.push_back(CellState::take(arena, bound, plan.tile_rows));
       }
       tile.between.clear();
       for (int64_t i = 0; i < pieces; ++i) tile.between.push_back(reinterpret_cast<float*>(arena.take<char>(bytes)));
@@ -244,9 +246,9 @@ void Stack::check_dtypes(const Call& call) const {
     const BoundCell& bound = cells_[i];
     try {
       if (static_cast<int64_t>(i) < sizes_.num_directions) check_integers("x", bound.x, call.x.dtype, false);
-      if (call.hx != nullptr) check_integers("hx", bound.cell.hx, call.hx_dtype, false);
+      if (call.hx != nullptr) check_integers("hx", bound.hx, call.hx_dtype, false);
       if (call.cx != nullptr) check_integers("cx", bound.cx, call.cx_dtype, false);
-      check_integers("ogate_cy", bound.cell.ogate_cy, call.h_dtype, true);
+      check_integers(bound.projects() ? "hy" : "ogate_cy", bound.h, call.h_dtype, true);
       check_integers("fgate_cx_igate_cgate", bound.cell.cell, call.c_dtype, true);
     } catch (const std::runtime_error& error) {
       throw std::runtime_error("cell " + std::to_string(i) + " of the stack: " + error.what());
@@ -269,11 +271,11 @@ void Stack::run(const Call& call, Parallel& parallel, const Buffers& buffers) co
 
 void Stack::copy_states(const Call& call) const {
   const IeeeScope ieee;
-  const int64_t items = call.rows * sizes_.hidden_size;
-  std::vector<float> values(items);
+  std::vector<float> values;
   const auto copy = [&](const void* from, DType from_dtype, const Grid& from_grid, void* to, DType to_dtype,
-                        const Grid& to_grid, size_t cell) {
-    std::fill(values.begin(), values.end(), 0.0f);
+                        const Grid& to_grid, int64_t size, size_t cell) {
+    const int64_t items = call.rows * size;
+    values.assign(items, 0.0f);
     if (from != nullptr) {
       to_floats(from_grid, static_cast<const char*>(from) + cell * items * item_bytes(from_dtype), from_dtype, items,
                 values.data());
@@ -281,9 +283,9 @@ void Stack::copy_states(const Call& call) const {
     from_floats(to_grid, values.data(), items, to_dtype, static_cast<char*>(to) + cell * items * item_bytes(to_dtype));
   };
   for (size_t i = 0; i < cells_.size(); ++i) {
-    const Cell& cell = cells_[i].cell;
-    copy(call.hx, call.hx_dtype, cell.hx, call.h_n, call.h_dtype, cell.ogate_cy, i);
-    copy(call.cx, call.cx_dtype, cells_[i].cx, call.c_n, call.c_dtype, cell.cell, i);
+    const BoundCell& bound = cells_[i];
+    copy(call.hx, call.hx_dtype, bound.hx, call.h_n, call.h_dtype, bound.h, sizes_.h_size(), i);
+    copy(call.cx, call.cx_dtype, bound.cx, call.c_n, call.c_dtype, bound.cell.cell, sizes_.hidden_size, i);
   }
 }
 

@@ -25,9 +25,9 @@ void RowGroup::reserve(const Stack& stack, int64_t needed) {
   std::vector<CellState> larger;
   AlignedMemory larger_memory = allocate_for([&](Arena& arena) {
     larger.clear();
-    for (const BoundCell& bound : stack.cells()) larger.push_back(CellState::take(arena, bound.cell, needed));
+    for (const BoundCell& bound : stack.cells()) larger.push_back(CellState::take(arena, bound, needed));
   });
-  h.resize(stack.sizes().cells() * needed * stack.sizes().hidden_size);
+  h.resize(stack.sizes().cells() * needed * stack.sizes().h_size());
   memory = std::move(larger_memory);
   states = std::move(larger);
   room = needed;
@@ -69,17 +69,18 @@ bool Stream::has(const ChosenRows& rows) {
 void Stream::reset(const float* hx, const float* cx, const ChosenRows& rows) {
   const IeeeScope ieee;
   const FirstStates first{hx, DType::kFloat32, cx, DType::kFloat32};
-  const int64_t units = sizes().hidden_size;
+  const int64_t h_size = sizes().h_size();
   for (size_t cell = 0; cell < all_.states.size(); ++cell) {
     const BoundCell& bound = stack_.cells()[cell];
     for (int64_t i = 0; i < rows.count; ++i) {
-      const int64_t item = (cell * rows.count + i) * units;
-      all_.states[cell].from_row(rows[i]).load(kernels_, bound, Share::all(bound.cell), 1, first.from_item(item));
-      float* h = all_.h.data() + (cell * this->rows() + rows[i]) * units;
+      const int64_t row = cell * rows.count + i;
+      all_.states[cell].from_row(rows[i]).load(kernels_, bound, Share::all(bound), 1,
+                                               first.from(row * h_size, row * sizes().hidden_size));
+      float* h = all_.h.data() + (cell * this->rows() + rows[i]) * h_size;
       if (hx == nullptr) {
-        std::fill_n(h, units, 0.0f);
+        std::fill_n(h, h_size, 0.0f);
       } else {
-        std::copy_n(hx + item, units, h);
+        std::copy_n(hx + row * h_size, h_size, h);
       }
     }
   }
@@ -93,12 +94,12 @@ void Stream::run(Parallel& parallel, int64_t steps, const Sequence& x, float* ou
     for (int64_t i = 0; i < rows.count; ++i) copy_row(all_.states[cell], rows[i], some_.states[cell], i);
   }
   run_group(some_, parallel, steps, rows.count, x, output);
-  const int64_t units = sizes().hidden_size;
+  const int64_t h_size = sizes().h_size();
   const float* h = some_.h.data();
   for (size_t cell = 0; cell < all_.states.size(); ++cell) {
-    for (int64_t i = 0; i < rows.count; ++i, h += units) {
+    for (int64_t i = 0; i < rows.count; ++i, h += h_size) {
       copy_row(some_.states[cell], i, all_.states[cell], rows[i]);
-      std::copy_n(h, units, all_.h.data() + (cell * this->rows() + rows[i]) * units);
+      std::copy_n(h, h_size, all_.h.data() + (cell * this->rows() + rows[i]) * h_size);
     }
   }
 }
@@ -119,11 +120,11 @@ void Stream::run_group(RowGroup& group, Parallel& parallel, int64_t steps, int64
 }
 
 void Stream::copy_state(float* h_n, float* c_n, const ChosenRows& rows) const {
-  const int64_t units = sizes().hidden_size;
+  const int64_t h_size = sizes().h_size(), units = sizes().hidden_size;
   for (size_t cell = 0; cell < all_.states.size(); ++cell) {
     const CellState& state = all_.states[cell];
-    for (int64_t i = 0; i < rows.count; ++i, h_n += units, c_n += units) {
-      std::copy_n(all_.h.data() + (cell * this->rows() + rows[i]) * units, units, h_n);
+    for (int64_t i = 0; i < rows.count; ++i, h_n += h_size, c_n += units) {
+      std::copy_n(all_.h.data() + (cell * this->rows() + rows[i]) * h_size, h_size, h_n);
       std::copy_n(state.c + rows[i] * state.c_stride, units, c_n);
     }
   }

@@ -55,17 +55,17 @@ class Stream {
   // Whether it has all of `rows`, and none of them is chosen twice: what the functions below rely on.
   bool has(const ChosenRows& rows);
 
-  // The states to go on from, float32 [layers, rows.count, hidden_size]; null: zeros.
+  // The states to go on from, float32 [layers, rows.count, h_size] and [layers, rows.count, hidden_size]; null: zeros.
   void reset(const float* hx, const float* cx, const ChosenRows& rows);
   void reset(const float* hx, const float* cx) { reset(hx, cx, all_rows()); }
-  // These rows go on for `steps` steps of `x`, float32, which writes `output`, float32 [steps, rows.count,
-  // hidden_size]; the others stay as they are. Any division of a sequence into calls, and whichever rows share them,
-  // gives the same values.
+  // These rows go on for `steps` steps of `x`, float32, which writes `output`, float32 [steps, rows.count, h_size]; the
+  // others stay as they are. Any division of a sequence into calls, and whichever rows share them, gives the same
+  // values.
   void run(Parallel& parallel, int64_t steps, const Sequence& x, float* output, const ChosenRows& rows);
   void run(Parallel& parallel, int64_t steps, const Sequence& x, float* output) {
     run(parallel, steps, x, output, all_rows());
   }
-  // The states after the last step, float32 [layers, rows.count, hidden_size]: reset to them, rows go on as these.
+  // The states after the last step, shaped as for reset: reset to them, rows go on as these.
   void copy_state(float* h_n, float* c_n, const ChosenRows& rows) const;
   void copy_state(float* h_n, float* c_n) const { copy_state(h_n, c_n, all_rows()); }
 

@@ -22,7 +22,7 @@ from torch_lstm_quant.lowering import lower, lower_module
 from torch_lstm_quant.observed import FLOAT_LSTMS, OBSERVED_LSTMS, observe, qconfig_of
 from torch_lstm_quant.packed_cells import PackedCells
 from torch_lstm_quant.qconfig import DIRECTIONS, Direction, LSTMQConfig
-from torch_lstm_quant.qparams import GATES, PARTS, PER_GATE_PARTS, WEIGHTS, CellQParams, QParams, WeightQParams
+from torch_lstm_quant.qparams import GATES, PARTS, PER_GATE_PARTS, PROJECTION, WEIGHTS, QParams, WeightQParams
 from torch_lstm_quant.quantized_adapter import QuantizedBoundaryLSTM
 from torch_lstm_quant.stages import Stage, is_lstm, stage_of
 
@@ -44,6 +44,7 @@ class AuditedCell:
         input_sums, hidden_sums: how the fused kernel sums the two projections: ``"int8"``, ``"wide"`` (integers too, more
             slowly) or ``"float"``; None where there is no kernel yet.
         slowed_by: what keeps a projection from int8 sums, in words.
+        hy_sums: how it sums that of the hidden state, of an LSTM with ``proj_size``; None of others.
     """
 
     layer: int
@@ -52,6 +53,7 @@ class AuditedCell:
     input_sums: str | None = None
     hidden_sums: str | None = None
     slowed_by: tuple[str, ...] = ()
+    hy_sums: str | None = None
 
 
 @dataclass(frozen=True)
@@ -256,7 +258,7 @@ def _audit_reference(module: nn.Module, place: _Place) -> _Finding:
         lowered = lower_module(module, place.path)
     except ValueError as error:
         return _Finding(str(error), f"{_FIRST}torch_lstm_quant.lower(model)")
-    cells = [replace(cell, input_sums=None, hidden_sums=None, slowed_by=()) for cell in _cells(lowered)]
+    cells = [replace(cell, input_sums=None, hidden_sums=None, slowed_by=(), hy_sums=None) for cell in _cells(lowered)]
     return _Finding("it is converted, but not lowered", "torch_lstm_quant.lower(model)", cells=tuple(cells))
 
 
@@ -292,16 +294,22 @@ def _cells(fused: nn.Module) -> Iterator[AuditedCell]:
     sums = iter(ops.sums(packed))
     for layer, cells in enumerate(layers):
         for direction, cell in zip(DIRECTIONS, cells, strict=False):
-            input_sums, hidden_sums = next(sums)
-            slowed_by = (
-                *_slowed_by("input", input_sums, cell, "x", "weight_ih"),
-                *_slowed_by("hidden", hidden_sums, cell, "hx", "weight_hh"),
-            )
-            float_parts = tuple(part for part in _float_parts(cell.qparams) if part != outside)
-            yield AuditedCell(layer, direction, float_parts, input_sums, hidden_sums, slowed_by)
+            kinds = next(sums)
+            slowed_by = [
+                reason
+                for kind, projection in zip(kinds, _PROJECTIONS, strict=False)
+                for reason in _slowed_by(*projection, kind, cell)
+            ]
+            float_parts = tuple(part for part in _float_parts(cell) if part != outside)
+            hy_sums = kinds[2] if cell.proj_size else None
+            yield AuditedCell(layer, direction, float_parts, kinds[0], kinds[1], tuple(slowed_by), hy_sums)
 
 
-def _slowed_by(projection: str, sums: str, cell: Cell, operand: str, weight: str) -> Iterator[str]:
+_PROJECTIONS = (("input", "x", "weight_ih"), ("hidden", "hx", "weight_hh"), ("hidden state's", "ogate_cy", "weight_hr"))
+"""What each projection is called, what it reads, and its weight."""
+
+
+def _slowed_by(projection: str, operand: str, weight: str, sums: str, cell: Cell) -> Iterator[str]:
     """Why the packer did not choose int8 sums for a projection."""
     grid: QParams | None = getattr(cell.qparams, operand)
     weight_grid: WeightQParams | None = getattr(cell.qparams, weight)
@@ -319,8 +327,11 @@ def _slowed_by(projection: str, sums: str, cell: Cell, operand: str, weight: str
         yield f"{projection} projection in wide sums, as int32 could overflow over {depth} values"
 
 
-def _float_parts(qparams: CellQParams) -> Iterator[str]:
+def _float_parts(cell: Cell) -> Iterator[str]:
+    qparams = cell.qparams
     for part in (*PARTS, *WEIGHTS):
+        if part in PROJECTION and not cell.proj_size:
+            continue
         if part in PER_GATE_PARTS:
             gates = [gate for gate, grid in zip(GATES, getattr(qparams, part), strict=True) if grid is None]
             yield from [part] if len(gates) == len(GATES) else [f"{part}.{gate}" for gate in gates]

@@ -22,10 +22,10 @@ typedef struct {
   int32_t zero_point, quant_min, quant_max;
 } lstmq_grid;
 
-/* Rows are those of the four gates (input, forget, cell, output), hidden_size each.
+/* Rows are those of the four gates (input, forget, cell, output), hidden_size each; of `hr`, proj_size.
    With `multiplier`: (float)(offset[row] + sum of q[k] * (weight[row][k] - weight_zero_point[row])) * multiplier[row].
    Without (NULL): a sum of float32s, k ascending, of v[k], on its grid if it has one, times the weight as a float32.
-   Then + bias[row]. */
+   Then + bias[row], or + 0.0f without (NULL). */
 typedef struct {
   lstmq_grid grid;                  /* of what is multiplied with the weights */
   int32_t depth;                    /* columns */
@@ -52,14 +52,15 @@ typedef struct {
 /* docs/numerics.md of torch_lstm_quant says how the parts follow one another. */
 typedef struct {
   int32_t input_size, hidden_size;
-  lstmq_projection ih, hh;
-  lstmq_grid cx, igates[4], hgates[4], fgate_cx, igate_cgate, fgate_cx_igate_cgate, ogate_cy;
+  int32_t proj_size;                /* 0: h is on ogate_cy's grid, hidden_size wide, and there is neither hr nor hy */
+  lstmq_projection ih, hh, hr;
+  lstmq_grid cx, igates[4], hgates[4], fgate_cx, igate_cgate, fgate_cx_igate_cgate, ogate_cy, hy;
   lstmq_function functions[5];      /* of the four gates, and of the cell state */
 } lstmq_cell;
 
 /* cells[layer * num_directions + direction]; direction 1 reads the sequence from its end. */
 typedef struct {
-  int32_t input_size, hidden_size, num_layers, num_directions;
+  int32_t input_size, hidden_size, proj_size, num_layers, num_directions;
   const lstmq_cell *cells;
 } lstmq_model;
 
@@ -89,7 +90,7 @@ def c_header(name: str, document: Mapping[str, Any], arrays: Mapping[str, Tensor
         )
     prefix, guard = name, f"LSTMQ_{name}_H"
     cells = ",\n".join(_cell(cell, prefix, arrays, document) for cell in document["cells"])
-    sizes = {key: document[key] for key in ("input_size", "hidden_size", "num_layers")}
+    sizes = {key: document[key] for key in ("input_size", "hidden_size", "proj_size", "num_layers")}
     model = _struct({**sizes, "num_directions": 1 + document["bidirectional"], "cells": f"{prefix}_cells"})
     lines = [
         f"/* A quantized LSTM, written by torch_lstm_quant.export_qparams (format version {document['format_version']}). */",
@@ -104,10 +105,12 @@ def c_header(name: str, document: Mapping[str, Any], arrays: Mapping[str, Tensor
 
 
 def _cell(cell: Mapping[str, Any], prefix: str, arrays: Mapping[str, Tensor], document: Mapping[str, Any]) -> str:
-    parts, hidden_size = cell["parts"], document["hidden_size"]
+    parts = cell["parts"]
 
     def projection(side: str) -> str:
-        described = cell["projections"][side]
+        described = cell["projections"].get(side)
+        if described is None:
+            return _struct({"grid": _grid(None)})
         weight = arrays[described["weight"]]
         names = {key: _reference(prefix, described.get(key)) for key in ("weight_scale", "weight_zero_point", "offset")}
         is_float = weight.dtype == torch.float32
@@ -120,7 +123,7 @@ def _cell(cell: Mapping[str, Any], prefix: str, arrays: Mapping[str, Tensor], do
                 "weight_float": _reference(prefix, described["weight"]) if is_float else "NULL",
                 **names,
                 "multiplier": _reference(prefix, described.get("multiplier")),
-                "bias": _reference(prefix, described["bias"]),
+                "bias": _reference(prefix, described.get("bias")),
             }
         )
 
@@ -133,9 +136,10 @@ def _cell(cell: Mapping[str, Any], prefix: str, arrays: Mapping[str, Tensor], do
         return _struct({"is_tanh": int(described["function"] == "tanh"), **grids, **tables})
 
     depth = arrays[cell["projections"]["ih"]["weight"]].shape[1]
-    fields = {"input_size": depth, "hidden_size": hidden_size, "ih": projection("ih"), "hh": projection("hh")}
-    for part in ("cx", "fgate_cx", "igate_cgate", "fgate_cx_igate_cgate", "ogate_cy"):
-        fields[part] = _grid(parts[part])
+    fields = {"input_size": depth} | {key: document[key] for key in ("hidden_size", "proj_size")}
+    fields |= {side: projection(side) for side in ("ih", "hh", "hr")}
+    for part in ("cx", "fgate_cx", "igate_cgate", "fgate_cx_igate_cgate", "ogate_cy", "hy"):
+        fields[part] = _grid(parts.get(part))
     for part in ("igates", "hgates"):
         fields[part] = _list(_grid(parts[part][gate]) for gate in GATES)
     fields["functions"] = _list(function(one) for one in cell["functions"].values())

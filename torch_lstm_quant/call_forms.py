@@ -27,12 +27,19 @@ class Shape:
     num_layers: int
     num_directions: int
     batch_first: bool
+    proj_size: int = 0
+
+    @property
+    def h_size(self) -> int:
+        """The width of a hidden state; ``hidden_size`` is that of a cell state."""
+        return self.proj_size or self.hidden_size
 
     @staticmethod
     def of(lstm: nn.Module) -> Shape:
         """The shape of a module that has ``nn.LSTM``'s attributes."""
         directions = 2 if lstm.bidirectional else 1
-        return Shape(lstm.input_size, lstm.hidden_size, lstm.num_layers, directions, lstm.batch_first)  # type: ignore[arg-type]
+        proj_size: int = getattr(lstm, "proj_size", 0)  # torch.ao's have none
+        return Shape(lstm.input_size, lstm.hidden_size, lstm.num_layers, directions, lstm.batch_first, proj_size)  # type: ignore[arg-type]
 
     @staticmethod
     def of_cell(cell: nn.Module) -> Shape:
@@ -47,11 +54,12 @@ class Shape:
         c_dtypes: Sequence[torch.dtype] | None = None,
         device: torch.device = CPU,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """``x`` ``[T, B, input_size]`` and the states ``[num_layers * num_directions, B, hidden_size]`` of a call.
+        """``x`` ``[T, B, input_size]`` and the states of a call: ``h_0`` ``[num_layers * num_directions, B, h_size]`` and
+        ``c_0``, which is ``hidden_size`` wide.
 
         Args:
             input: ``[T, B, input_size]``, ``[B, T, input_size]`` with ``batch_first``, or unbatched ``[T, input_size]``.
-            hx: None or ``(h_0, c_0)``, each ``[num_layers * num_directions, B, hidden_size]``, without ``B`` if unbatched.
+            hx: None or ``(h_0, c_0)``, shaped so, or without ``B`` if unbatched.
             dtypes: what ``input`` and the states may be.
             c_dtypes: what ``c_0`` may be, if that differs.
             device: where the module is.
@@ -67,8 +75,8 @@ class Shape:
         if hx is None:
             return x, None, None
         h, c = split_states(hx)
-        h0 = self._state("h_0", h, input, x.shape[1], dtypes)
-        return x, h0, self._state("c_0", c, input, x.shape[1], c_dtypes or dtypes)
+        h0 = self._state("h_0", h, input, x.shape[1], self.h_size, dtypes)
+        return x, h0, self._state("c_0", c, input, x.shape[1], self.hidden_size, c_dtypes or dtypes)
 
     def _checked_input(
         self, input: object, dims: Sequence[int], needed: str, dtypes: Sequence[torch.dtype], device: torch.device
@@ -82,10 +90,10 @@ class Shape:
             raise ValueError(f"input's last dimension must be input_size={self.input_size}, got {list(input.shape)}")
         return input
 
-    def _state(self, name: str, state: object, input: Tensor, batch: int, dtypes: Sequence[torch.dtype]) -> Tensor:
+    def _state(self, name: str, state: object, input: Tensor, batch: int, width: int, dtypes: Sequence[torch.dtype]) -> Tensor:
         rows = self.num_layers * self.num_directions
         unbatched = input.dim() == 2
-        needed = (rows, self.hidden_size) if unbatched else (rows, batch, self.hidden_size)
+        needed = (rows, width) if unbatched else (rows, batch, width)
         checked = check_state(name, state, needed, input, dtypes)
         return checked.unsqueeze(1) if unbatched else checked
 
@@ -101,8 +109,7 @@ class Shape:
 
         Args:
             input: rows of different lengths, sorted or not.
-            hx: None or ``(h_0, c_0)``, each ``[num_layers * num_directions, B, hidden_size]``, in the order that the rows had
-                before they were sorted.
+            hx: None or ``(h_0, c_0)``, shaped as in :meth:`unpack`, in the order that the rows had before they were sorted.
             dtypes, c_dtypes, device: as in :meth:`unpack`.
 
         Raises:
@@ -124,10 +131,11 @@ class Shape:
         if hx is None:
             return x, None, None
         states = []
-        for name, state, allowed in zip(("h_0", "c_0"), split_states(hx), (dtypes, c_dtypes or dtypes), strict=True):
+        kinds = (("h_0", self.h_size, dtypes), ("c_0", self.hidden_size, c_dtypes or dtypes))
+        for (name, width, allowed), state in zip(kinds, split_states(hx), strict=True):
             check_tensor(name, state, allowed, x.device)
             assert isinstance(state, Tensor)
-            rows = self.num_layers * self.num_directions, batch, self.hidden_size
+            rows = self.num_layers * self.num_directions, batch, width
             if state.dim() != 3 or any(n is not None and n != size for n, size in zip(rows, state.shape, strict=True)):
                 raise ValueError(f"{name} must be {list(rows)} for a packed input of {batch} rows, got {list(state.shape)}")
             states.append(_permute(state, order))

@@ -27,13 +27,19 @@ OBSERVER = "activation_post_process_"
 """An observed cell holds the observer of a part as ``activation_post_process_<part>`` (split gates: ``..._igates_input``)."""
 
 SHARED = {"hx": "ogate_cy", "cx": "fgate_cx_igate_cgate"}
-"""The states that are read, and the parts that write them: where ``"shared"`` is asked for, both have one observer."""
+"""The states that are read, and the parts that write them: where ``"shared"`` is asked for, both have one observer.
+
+In a cell with ``proj_size``, ``hy`` writes the hidden state.
+"""
 
 SPLIT_PARTS = ("igates", "hgates", "gates")
 """Parts that a cell with split gates has once for each of :data:`GATE_NAMES`: ``gates_forget`` is the forget gate's sum.
 
 So it has the weights, of which ``weight_ih_forget`` are the forget gate's rows.
 """
+
+SPLIT_WEIGHTS = ("weight_ih", "weight_hh")
+"""Weights with rows for each gate."""
 
 GATE_NAMES = ("input", "forget", "cell", "output")
 
@@ -54,8 +60,10 @@ _BACKEND_OPS: dict[str, tuple[Any, str]] = {
     "tanh_cy_input": (torch.tanh, "input_dtype"),
     "tanh_cy": (torch.tanh, "output_dtype"),
     "ogate_cy": (torch.mul, "output_dtype"),
+    "hy": (nn.Linear, "output_dtype"),
     "weight_ih": (nn.Linear, "weight_dtype"),
     "weight_hh": (nn.Linear, "weight_dtype"),
+    "weight_hr": (nn.Linear, "weight_dtype"),
 }
 """The op of a backend config that speaks of a part, and the dtype of it that the part is: every part there is."""
 
@@ -105,7 +113,8 @@ def observe_cell(
         cell: with float32 parameters; it is taken apart, and the result holds its parameters.
         constructors: of observers or fake quantizes, by part, the weights too. A part that is left out, None, or whose
             observer has dtype float32 stays float32. ``hx`` and ``cx`` may be ``"shared"``: see :data:`SHARED`. Where gates
-            are split, one gate of a part or weight can have its own: ``gates_forget``, ``weight_ih_forget``.
+            are split, one gate of a part or weight can have its own: ``gates_forget``, ``weight_ih_forget``. What is for
+            ``hy`` and ``weight_hr`` counts where the cell has a projection.
         where: module path, layer and direction, for messages.
         backend_config: None allows everything; else the dtypes that it lists for the part's op.
         quantized_boundary: ``x`` and the states come as quantized tensors, on grids that are found elsewhere.
@@ -132,8 +141,10 @@ def observe_cell(
         _check_backend(backend_config, part, module, place)
         return module
 
-    for slot, node in _nodes_of_slots(graph, cell.split_gates).items():
-        shared = SHARED.get(slot) if constructors.get(slot) == "shared" else None
+    slots = _nodes_of_slots(graph, cell.split_gates)
+    written = SHARED | ({"hx": "hy"} if "hy" in slots else {})
+    for slot, node in slots.items():
+        shared = written.get(slot) if constructors.get(slot) == "shared" else None
         if slot in ("x", *SHARED) and quantized_boundary:
             _check_outside(constructors.get(slot), f"{where}, part {slot}")
         elif shared:
@@ -208,7 +219,7 @@ def convert_cell(
 def part_of(slot: str) -> str:
     """The part of a slot: ``igates_input`` is a slot of part ``igates``; without split gates the two are the same."""
     part, _, gate = slot.rpartition("_")
-    return part if part in (*SPLIT_PARTS, *WEIGHTS) and gate in GATE_NAMES else slot
+    return part if part in (*SPLIT_PARTS, *SPLIT_WEIGHTS) and gate in GATE_NAMES else slot
 
 
 def _nodes_of_slots(graph: Graph, split_gates: bool) -> dict[str, Node]:
@@ -223,6 +234,8 @@ def _nodes_of_slots(graph: Graph, split_gates: bool) -> dict[str, Node]:
     slots |= {slot: nodes[f"add_{index}" if index else "add"] for index, slot in enumerate(adds)}
     slots |= {f"{gate}_gate": nodes[f"{gate}_gate"] for gate in GATE_NAMES}
     slots |= {"fgate_cx": nodes["mul"], "igate_cgate": nodes["mul_1"], "tanh_cy": nodes["tanh"], "ogate_cy": nodes["mul_2"]}
+    if "hy" in nodes:
+        slots["hy"] = nodes["hy"]
     hx, cx = sorted(nodes["hidden"].users, key=lambda getitem: getitem.args[1])
     return slots | {"hx": hx, "cx": cx}
 
@@ -249,7 +262,7 @@ def _linears(cell: GraphModule) -> dict[str, tuple[str, nn.Linear]]:
 def _slot_of(linear: str) -> str:
     """The slot of a linear's weight: ``weight_ih`` of ``igates``, ``weight_ih_forget`` of ``igates.forget``."""
     side, _, gate = linear.partition(".")
-    weight = "weight_ih" if side == "igates" else "weight_hh"
+    weight = {"igates": "weight_ih", "hgates": "weight_hh", "hy": "weight_hr"}[side]
     return f"{weight}_{gate}" if gate else weight
 
 

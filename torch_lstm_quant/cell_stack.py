@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.ao.nn.quantizable import LSTMCell
 
+from torch_lstm_quant.projected_cell import ProjectedLSTMCell
+
 _LAYERS = ("layer_fw", "layer_bw")
 _DIRECTIONS = ("forward", "backward")
 
@@ -27,10 +29,25 @@ def cells_of(lstm: Any) -> list[list[Any]]:
 def float_cell(lstm: nn.LSTM | nn.LSTMCell, layer: int = 0, direction: int = 0, split_gates: bool = False) -> LSTMCell:
     """torch.ao's cell of ordinary float modules, with a copy of one direction's parameters."""
     suffix = "" if isinstance(lstm, nn.LSTMCell) else f"_l{layer}" + ("_reverse" if direction else "")
-    names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh") if lstm.bias else ("weight_ih", "weight_hh")
-    parameters: list[Any] = [getattr(lstm, f"{name}{suffix}").detach().clone() for name in names]
+
+    def own(name: str) -> Tensor:
+        return getattr(lstm, f"{name}{suffix}").detach().clone()  # type: ignore[no-any-return]
+
+    proj_size = lstm.proj_size if isinstance(lstm, nn.LSTM) else 0
+    cell: Any
     with torch.device("meta"):  # the modules' own initial values are thrown away
-        return LSTMCell.from_params(*parameters, split_gates=split_gates)  # type: ignore[no-any-return,misc]
+        if proj_size:
+            input_size = own("weight_ih").shape[1]
+            cell = ProjectedLSTMCell(input_size, lstm.hidden_size, proj_size, bias=lstm.bias, split_gates=split_gates)
+            cell.hy.weight = nn.Parameter(own("weight_hr"))
+        else:
+            cell = LSTMCell(own("weight_ih").shape[1], lstm.hidden_size, lstm.bias, split_gates=split_gates)
+    for side, linears in (("ih", cell.igates), ("hh", cell.hgates)):
+        gates = list(linears.values()) if split_gates else [linears]
+        for kind in ("weight", "bias") if lstm.bias else ("weight",):
+            for gate, rows in zip(gates, own(f"{kind}_{side}").chunk(len(gates)), strict=True):
+                setattr(gate, kind, nn.Parameter(rows))
+    return cell  # type: ignore[no-any-return]
 
 
 def assemble(kind: type[Any], like: Any, cell: Callable[[int, int], nn.Module]) -> Any:
@@ -39,6 +56,7 @@ def assemble(kind: type[Any], like: Any, cell: Callable[[int, int], nn.Module]) 
         # its constructor warns of dropout that it does not apply
         lstm = kind(like.input_size, like.hidden_size, like.num_layers, like.bias, like.batch_first, 0.0, like.bidirectional)
     lstm.dropout = like.dropout
+    lstm.proj_size = getattr(like, "proj_size", 0)  # torch.ao's have none
     for index, layer in enumerate(lstm.layers):
         for direction, name in enumerate(_LAYERS if like.bidirectional else _LAYERS[:1]):
             getattr(layer, name).cell = cell(index, direction)
@@ -53,28 +71,30 @@ def run_cells(
     hidden_size: int,
     dropout: float = 0.0,
     batch_sizes: Sequence[int] | None = None,
+    proj_size: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """A stack of cells, one step after the other, as ``nn.LSTM`` runs it.
 
     Args:
         layers: a list of layers, each a list of one or two directions: modules ``cell(x, (h, c)) -> (h, c)``.
         x: ``[T, B, input_size]``, at least one step; this and the states may be quantized tensors if the cells take such.
-        h0, c0: ``[num_layers * num_directions, B, hidden_size]``, zeros if None.
-        hidden_size: of every cell.
+        h0, c0: ``[num_layers * num_directions, B, hidden_size]``, h0 ``proj_size`` wide where there is one; zeros if None.
+        hidden_size, proj_size: of every cell.
         dropout: probability of an element to be zeroed between layers.
         batch_sizes: how many rows each step has, never more than the one before. Then ``x`` and the output are
             ``[sum(batch_sizes), ...]``, as in a ``PackedSequence``, and no cell sees a row before its first or after its last
             step.
 
     Returns:
-        output ``[T, B, num_directions * hidden_size]``, h_n and c_n, shaped as ``h0``. Cells that return quantized tensors
+        output ``[T, B, num_directions * h's width]``, h_n and c_n, shaped as the states. Cells that return quantized tensors
         give quantized ones, or, where the qparams in one of the three would differ, float32.
     """
     directions = len(layers[0])
     # float32 for quantized x too: zero is on every grid, and a cell's dequantize() leaves floats as they are
-    zeros = torch.zeros(len(layers) * directions, x.shape[1] if batch_sizes is None else batch_sizes[0], hidden_size)
+    rows = len(layers) * directions, x.shape[1] if batch_sizes is None else batch_sizes[0]
     join = torch.stack if batch_sizes is None else torch.cat
-    h0, c0 = zeros if h0 is None else h0, zeros if c0 is None else c0
+    h0 = torch.zeros(*rows, proj_size or hidden_size) if h0 is None else h0
+    c0 = torch.zeros(*rows, hidden_size) if c0 is None else c0
     h_n, c_n = [], []
     for layer, cells in enumerate(layers):
         outputs = []

@@ -14,8 +14,8 @@ from torch_lstm_quant.tables import function_table
 
 Fused = LSTM | LSTMCell
 
-SIDES = {"ih": "x", "hh": "hx"}
-"""The two projections, and the part that each reads."""
+SIDES = {"ih": "x", "hh": "hx", "hr": "ogate_cy"}
+"""The projections, and the part that each reads; only cells with ``proj_size`` have ``hr``."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,12 +42,12 @@ class Projection:
         return self.weight.to(torch.int64) - self.weight_grid.zero_point[:, None]
 
     def offset(self) -> Tensor:
-        """int64 ``[4 * hidden_size]``: what the zero point of ``v`` adds to each sum, a bias in integers."""
+        """int64 ``[rows]``: what the zero point of ``v`` adds to each sum, a bias in integers."""
         assert self.grid is not None
         return -self.grid.zero_point * self.centred_weight().sum(1)
 
     def multiplier(self) -> Tensor:
-        """float32 ``[4 * hidden_size]``: what a sum in steps is multiplied with."""
+        """float32 ``[rows]``: what a sum in steps is multiplied with."""
         assert self.grid is not None
         assert self.weight_grid is not None
         return self.grid.scale * self.weight_grid.scale
@@ -85,16 +85,18 @@ class Function:
 
 
 def projections(cell: Cell) -> dict[str, Projection]:
-    """The projections of a cell, by side."""
+    """The projections of a cell, by side. That of ``hr`` has no bias, which is a bias of zeros."""
+    no_bias = torch.zeros(cell.proj_size)
     return {
         side: Projection(
             part,
             getattr(cell.qparams, part),
             getattr(cell, f"weight_{side}"),
             getattr(cell.qparams, f"weight_{side}"),
-            getattr(cell, f"bias_{side}"),
+            getattr(cell, f"bias_{side}", no_bias),
         )
         for side, part in SIDES.items()
+        if side != "hr" or cell.proj_size
     }
 
 

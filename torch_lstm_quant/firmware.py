@@ -15,7 +15,7 @@ from torch_lstm_quant.cell import Cell
 from torch_lstm_quant.exported_cell import Function, Fused, Projection, check_fused, functions, projections
 from torch_lstm_quant.qparams import GATES, GRID_FIELDS, PER_GATE_PARTS, SECOND_GRIDS, QParams
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 FORMATS = ("json", "npz", "h")
 
 
@@ -75,6 +75,7 @@ def describe(module: Fused) -> tuple[dict[str, Any], dict[str, Tensor]]:
         "format_version": FORMAT_VERSION,
         "input_size": module.input_size,
         "hidden_size": module.hidden_size,
+        "proj_size": module.proj_size,
         "num_layers": len(layers),
         "bidirectional": len(layers[0]) == 2,
         "batch_first": getattr(module, "batch_first", False),
@@ -125,7 +126,7 @@ def _describe_grid(grid: QParams | None) -> dict[str, Any] | None:
 
 
 def _describe_projection(projection: Projection, side: str, suffix: str, arrays: _Arrays) -> dict[str, Any]:
-    named = {"weight": projection.weight, "bias": projection.bias}
+    named = {"weight": projection.weight} | ({"bias": projection.bias} if side != "hr" else {})
     if projection.weight_grid is not None:
         named |= {"weight_scale": projection.weight_grid.scale, "weight_zero_point": projection.weight_grid.zero_point}
     if projection.is_integer:

@@ -13,7 +13,7 @@ from torch_lstm_quant.custom_config import check_backend
 from torch_lstm_quant.given_grids import constructors_of
 from torch_lstm_quant.lowering import lower_module
 from torch_lstm_quant.observed import FloatLSTM, ReferenceLSTM, ReferenceLSTMCell, check_float_lstm
-from torch_lstm_quant.qparams import WEIGHTS, CellQParams
+from torch_lstm_quant.qparams import PROJECTION, WEIGHTS, CellQParams
 
 
 def from_float(lstm: FloatLSTM, qparams: Mapping[str, CellQParams | Mapping[str, Any]], backend: str = "fused") -> nn.Module:
@@ -32,17 +32,18 @@ def from_float(lstm: FloatLSTM, qparams: Mapping[str, CellQParams | Mapping[str,
             ``"l0_reverse"``, ``"l1"`` and so on; ``""`` is for an ``nn.LSTMCell``, and for all that have no entry of their
             own. A cell's grids are a ``CellQParams`` (``fused.cells()`` has them) or a dict:
 
-            - ``x``, ``gates``, ... ``ogate_cy``, the parts of :data:`torch_lstm_quant.qparams.PARTS`: the grid of an
+            - ``x``, ``gates``, ... ``hy``, the parts of :data:`torch_lstm_quant.qparams.PARTS`: the grid of an
               activation. A part that is None or left out stays float32; but ``hx`` and ``cx``, left out or ``"shared"``, have
-              the grids of ``ogate_cy`` and ``fgate_cx_igate_cgate``, which write what they read.
+              the grids of ``ogate_cy`` (``hy`` with ``proj_size``) and ``fgate_cx_igate_cgate``, which write what they read.
             - ``igates``, ``hgates`` and ``gates`` are for all four gates; ``"gates.forget_gate"`` is for one, and wins.
-            - ``weight_ih`` and ``weight_hh`` must both be there: a grid, per tensor or per row; ``"per_channel"`` or
-              ``"per_tensor"`` for symmetric int8 from the greatest magnitude, as the presets have it; or None for float32.
+            - ``weight_ih`` and ``weight_hh``, and ``weight_hr`` with ``proj_size``, must be there: a grid, per tensor or per
+              row; ``"per_channel"`` or ``"per_tensor"`` for symmetric int8 from the greatest magnitude, as the presets have
+              it; or None for float32.
 
             A grid is a ``QParams`` (of a weight: ``WeightQParams``) or a dict of
 
-            - ``scale``: positive; it is rounded to float32. For a weight one, or one for each of its ``4 * hidden_size`` rows:
-              a list, tensor or array.
+            - ``scale``: positive; it is rounded to float32. For a weight one, or one for each of its rows: a list, tensor or
+              array.
             - ``zero_point``: the integer that stands for 0.0; likewise.
             - ``quant_min`` and ``quant_max``, at most 16 bits apart (of a weight: within int8), or
             - ``dtype``: torch's or its name (``"uint8"``), whose limits are taken where none are given. ``qint32`` without
@@ -63,7 +64,9 @@ def from_float(lstm: FloatLSTM, qparams: Mapping[str, CellQParams | Mapping[str,
     given = _by_cell(_names(lstm), qparams, where)
 
     def convert(name: str, place: str, layer: int = 0, direction: int = 0) -> nn.Module:
-        weights = {weight: getattr(lstm, f"{weight}_{name}" if name else weight).detach() for weight in WEIGHTS}
+        projects = isinstance(lstm, nn.LSTM) and lstm.proj_size > 0
+        own = [weight for weight in WEIGHTS if weight not in PROJECTION or projects]
+        weights = {weight: getattr(lstm, f"{weight}_{name}" if name else weight).detach() for weight in own}
         constructors = constructors_of(given[name], weights, place)
         split_gates = any(part_of(slot) != slot for slot in constructors)
         return convert_cell(observe_cell(float_cell(lstm, layer, direction, split_gates), constructors, place), place)

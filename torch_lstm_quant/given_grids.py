@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 from torch.ao.quantization import MinMaxObserver, PerChannelMinMaxObserver
 
-from torch_lstm_quant.cell_graph import GATE_NAMES, SHARED
+from torch_lstm_quant.cell_graph import GATE_NAMES, SHARED, SPLIT_WEIGHTS
 from torch_lstm_quant.observed_grid import Constructor
 from torch_lstm_quant.observers import GivenGridObserver
 from torch_lstm_quant.qparams import (
     GATES,
     PARTS,
     PER_GATE_PARTS,
+    PROJECTION,
     SECOND_GRIDS,
     UNBOUNDED,
     WEIGHTS,
@@ -50,7 +51,7 @@ def constructors_of(given: object, weights: Mapping[str, Tensor], place: str) ->
 
     Args:
         given: a ``CellQParams`` or a dict, as ``from_float`` describes it.
-        weights: the cell's float ``weight_ih`` and ``weight_hh``.
+        weights: the cell's float weights by name; ``weight_hr`` among them where it has a projection.
         place: LSTM, layer and direction: every message begins with it.
 
     Raises:
@@ -60,17 +61,17 @@ def constructors_of(given: object, weights: Mapping[str, Tensor], place: str) ->
         if not isinstance(given, (CellQParams, Mapping)):
             raise TypeError(f"needs a dict from parts to grids, or a CellQParams, got {given!r}")
         grids: dict[str, Any] = dict(_entries(given) if isinstance(given, CellQParams) else given)
-        _check_names(grids)
+        _check_names(grids, weights)
     constructors: dict[str, Constructor | str | None] = dict.fromkeys(SHARED, "shared")
     for name, grid in grids.items():
         if name in WEIGHTS or (name in SHARED and isinstance(grid, str) and grid == "shared"):
             continue
         with _named(f"{place}, part {name}"):
             constructors[_SLOTS.get(name, name)] = _activation(grid)
-    for name in WEIGHTS:
+    for name in weights:
         with _named(f"{place}, part {name}"):
             weight = _weight(grids[name], weights[name])
-        if any(part in _SLOTS for part in grids):  # then the cell's gates are split
+        if name in SPLIT_WEIGHTS and any(part in _SLOTS for part in grids):  # then the cell's gates are split
             units = len(weights[name]) // len(GATES)
             for index, gate in enumerate(GATE_NAMES):
                 constructors[f"{name}_{gate}"] = _of_rows(weight, slice(index * units, (index + 1) * units))
@@ -98,20 +99,23 @@ def _entries(qparams: CellQParams) -> Iterator[tuple[str, Any]]:
             if any(grid):
                 raise ValueError(f"second grids cannot be given, got {name}, which only torch.ao's own utilities make")
         elif name not in PER_GATE_PARTS:
-            yield name, grid
+            # of a cell without a projection they are None, which would be float32
+            if name not in PROJECTION or qparams.hy or qparams.weight_hr:
+                yield name, grid
         elif len(set(grid)) == 1:
             yield name, grid[0]
         else:
             yield from zip((f"{name}.{gate}" for gate in GATES), grid, strict=True)
 
 
-def _check_names(grids: Mapping[Any, Any]) -> None:
+def _check_names(grids: Mapping[Any, Any], weights: Mapping[str, Tensor]) -> None:
+    known = [part for part in (*PARTS, *WEIGHTS) if part not in PROJECTION or "weight_hr" in weights]
     for name in grids:
-        if name not in (*PARTS, *_SLOTS, *WEIGHTS):
-            raise ValueError(
-                f"needs parts of {', '.join((*PARTS, *WEIGHTS))}, or a gate's own, such as gates.{GATES[0]}, got {name!r}"
-            )
-    for name in WEIGHTS:
+        if name in PROJECTION and name not in known:
+            raise ValueError(f"{name} is for an LSTM with proj_size, which this one has not, got {grids[name]!r}")
+        if name not in known and name not in _SLOTS:
+            raise ValueError(f"needs parts of {', '.join(known)}, or a gate's own, such as gates.{GATES[0]}, got {name!r}")
+    for name in weights:
         if name not in grids:
             raise ValueError(
                 f"needs {name}, got {', '.join(grids) or 'no part'}: give its grid, 'per_channel' or 'per_tensor' to have one "

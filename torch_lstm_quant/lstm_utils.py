@@ -12,6 +12,7 @@ from torch.ao.quantization import FakeQuantize, FakeQuantizeBase, QConfig
 from torch.ao.quantization.backend_config import BackendConfig
 from torch.ao.quantization.utils import activation_is_statically_quantized
 
+from torch_lstm_quant.call_forms import Shape
 from torch_lstm_quant.cell_graph import SHARED, convert_cell, observe_cell
 from torch_lstm_quant.cell_stack import assemble, cell_name, cells_of, float_cell, run_cells
 from torch_lstm_quant.observed_grid import Constructor, without_warning
@@ -27,6 +28,7 @@ _GROUPS = {
     "igate_cgate": "cell_state",
     "fgate_cx_igate_cgate": "cell_state",
     "ogate_cy": "hidden_state",
+    "hy": "hidden_state",
 }
 """The parts that torch.ao's own arguments configure."""
 
@@ -58,8 +60,10 @@ def _get_lstm_with_individually_observed_parts(
     tanh_cy_input_obs_ctr: Constructor | None = None,
     tanh_cy_obs_ctr: Constructor | None = None,
     ogate_cy_obs_ctr: Constructor | None = None,
+    hy_obs_ctr: Constructor | None = None,
     weight_ih_obs_ctr: Constructor | None = None,
     weight_hh_obs_ctr: Constructor | None = None,
+    weight_hr_obs_ctr: Constructor | None = None,
 ) -> torch.ao.nn.quantizable.LSTM:
     """Return an observed LSTM with an observer or fake quantize of its own at every part of every cell.
 
@@ -89,6 +93,8 @@ def _get_lstm_with_individually_observed_parts(
     ``ogate_cy``              ``hidden_state``       output gate times that: the new hidden state
     ``weight_ih``                                    ``[4 * hidden_size, input_size]``, per tensor or per row (axis 0)
     ``weight_hh``                                    ``[4 * hidden_size, hidden_size]``, likewise
+    ``hy``                    ``hidden_state``       with ``proj_size``: ``W_hr`` times ``ogate_cy``, the new hidden state
+    ``weight_hr``                                    with ``proj_size``: ``[proj_size, hidden_size]``, likewise
     ========================  =====================  =============================================================
 
     A constructor is called without arguments, once for each cell. If its observer has dtype float32
@@ -98,8 +104,8 @@ def _get_lstm_with_individually_observed_parts(
 
     The qconfig decides what the LSTM takes and gives. If it promises static activations, these are quantized tensors, as
     torch.ao's flow passes them: then ``x``, ``hx`` and ``cx`` have their grids from outside. If its activation is float32,
-    they are float32 tensors, ``hx`` and ``cx`` are by default ``"shared"``: read with the observer that ``ogate_cy`` and
-    ``fgate_cx_igate_cgate`` are written with.
+    they are float32 tensors, ``hx`` and ``cx`` are by default ``"shared"``: read with the observer that ``ogate_cy`` (``hy``
+    with ``proj_size``) and ``fgate_cx_igate_cgate`` are written with.
 
     Args:
         float_lstm: an LSTM with float32 parameters and a ``qconfig``; it is left as it is and shares no parameter.
@@ -115,8 +121,8 @@ def _get_lstm_with_individually_observed_parts(
 
     Raises:
         TypeError: a constructor that is none.
-        ValueError: no qconfig; parameters that are not float32; ``proj_size``; a part that cannot be quantized as asked (the
-            message names layer, direction and part).
+        ValueError: no qconfig; parameters that are not float32; a part that cannot be quantized as asked (the message names
+            layer, direction and part).
     """
     given = locals()  # by name, as each argument is named for its group or part
     _check_float_lstm(float_lstm)
@@ -132,6 +138,9 @@ def _get_lstm_with_individually_observed_parts(
     for layer in list(observed.layers)[1:] if float_lstm.dropout else []:
         layer.register_forward_pre_hook(_DropoutBefore(float_lstm.dropout))
     observed.qconfig = float_lstm.qconfig
+    if float_lstm.proj_size:
+        # of the object, as torch.ao finds what converts it by its class
+        observed.forward = functools.partial(_run_projected, observed)  # type: ignore[method-assign]
     return observed.train(float_lstm.training)
 
 
@@ -178,7 +187,8 @@ class ReferenceLSTM(torch.ao.nn.quantized.LSTM):
 
         Args:
             x: ``[T, B, input_size]`` (``[B, T, input_size]`` if ``batch_first``), float32 or a quantized tensor.
-            hidden: ``(h_0, c_0)``, each ``[num_layers * num_directions, B, hidden_size]``, likewise; zeros if None.
+            hidden: ``(h_0, c_0)``, each ``[num_layers * num_directions, B, hidden_size]``, likewise; zeros if None. With
+                ``proj_size`` hidden states are that wide.
 
         Returns:
             ``output`` ``[T, B, num_directions * hidden_size]`` (``[B, T, ...]``) and ``(h_n, c_n)``, shaped as ``hidden``.
@@ -192,16 +202,29 @@ class ReferenceLSTM(torch.ao.nn.quantized.LSTM):
         if self.batch_first:
             x = x.transpose(0, 1)
         cells = cells_of(self)
-        needed = (len(cells) * len(cells[0]), x.shape[1], self.hidden_size)
+        rows, proj_size = (len(cells) * len(cells[0]), x.shape[1]), Shape.of(self).proj_size
+        needed = [*rows, proj_size or self.hidden_size], [*rows, self.hidden_size]
         if not x.shape[0]:
             raise ValueError("needed at least one step, got none")
-        if hidden is not None and (hidden[0].shape != needed or hidden[1].shape != needed):
-            raise ValueError(f"needed states {list(needed)}, got h_0 {list(hidden[0].shape)} and c_0 {list(hidden[1].shape)}")
+        if hidden is not None and (got := tuple(list(state.shape) for state in hidden)) != needed:
+            raise ValueError(f"needed states h_0 {needed[0]} and c_0 {needed[1]}, got {got[0]} and {got[1]}")
         h_0, c_0 = (None, None) if hidden is None else hidden
         # torch warns that quantized tensors will go: they are what torch.ao's reference form is made of
         with without_warning("torch.quantize_per_tensor, torch.quantize_per_channel"):
-            output, h_n, c_n = run_cells(cells, x, h_0, c_0, self.hidden_size)
+            output, h_n, c_n = run_cells(cells, x, h_0, c_0, self.hidden_size, proj_size=proj_size)
         return (output.transpose(0, 1) if self.batch_first else output), (h_n, c_n)
+
+
+def _run_projected(
+    lstm: torch.ao.nn.quantizable.LSTM, x: Tensor, hidden: tuple[Tensor, Tensor] | None = None
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """``forward`` of an observed LSTM with ``proj_size``, of which torch.ao's own makes hidden states of another width."""
+    x = x.transpose(0, 1) if lstm.batch_first else x
+    h_0, c_0 = (None, None) if hidden is None else hidden
+    dropout = lstm.dropout if lstm.training else 0.0
+    sizes = Shape.of(lstm)
+    output, h_n, c_n = run_cells(cells_of(lstm), x, h_0, c_0, sizes.hidden_size, dropout, proj_size=sizes.proj_size)
+    return (output.transpose(0, 1) if lstm.batch_first else output), (h_n, c_n)
 
 
 class _DropoutBefore:
@@ -217,8 +240,6 @@ class _DropoutBefore:
 def _check_float_lstm(lstm: nn.LSTM) -> None:
     if getattr(lstm, "qconfig", None) is None:
         raise ValueError("float_lstm must have a qconfig: it says how to observe the parts that no argument is given for")
-    if lstm.proj_size:
-        raise ValueError(f"an LSTM with proj_size={lstm.proj_size} cannot be quantized; use proj_size=0")
     for name, parameter in lstm.named_parameters():
         if parameter.dtype != torch.float32:
             raise ValueError(f"{name} must be torch.float32, got {parameter.dtype}: call float() on the model first")

@@ -29,8 +29,7 @@ class LSTM(PackedCells):
         ValueError: cells whose sizes do not fit together.
     """
 
-    __constants__ = ("input_size", "hidden_size", "num_layers", "bidirectional", "batch_first")
-    proj_size = 0
+    __constants__ = ("input_size", "hidden_size", "num_layers", "bidirectional", "batch_first", "proj_size")
 
     def __init__(self, layers: Sequence[Sequence[Cell]], *, batch_first: bool = False, dropout: float = 0.0) -> None:
         _check_layers(layers)
@@ -48,7 +47,8 @@ class LSTM(PackedCells):
         Args:
             input: float32 ``[T, B, input_size]``, ``[B, T, input_size]`` with ``batch_first``, or ``[T, input_size]``; or a
                 ``PackedSequence`` of such rows, sorted or not: then so is the output.
-            hx: None (zeros) or ``(h_0, c_0)``, float32 ``[num_layers * num_directions, B, hidden_size]`` or without ``B``.
+            hx: None (zeros) or ``(h_0, c_0)``, float32 ``[num_layers * num_directions, B, hidden_size]`` or without ``B``;
+                ``h_0`` is ``proj_size`` wide where that is not 0, as the output is.
             lengths: of a padded batch, how many steps each row has, from 1 to ``T`` in any order; None for all. What a row has
                 beyond is not read, its output there is zero, and ``h_n`` and ``c_n`` are those of its own last step (of a
                 backward direction, which begins there, its first).
@@ -85,11 +85,12 @@ class LSTM(PackedCells):
                 float32 if a cell has no grid for ``cx``.
 
         Returns:
-            ``output, (h_n, c_n)`` on the grids of ``ogate_cy`` and ``fgate_cx_igate_cgate`` (float32 where the cell state
-            has no grid), each in the smallest of uint8, int8, int16 and int32 that holds all its grids.
+            ``output, (h_n, c_n)`` on the grids of ``ogate_cy`` (``hy`` with ``proj_size``) and ``fgate_cx_igate_cgate``
+            (float32 where the cell state has no grid), each in the smallest of uint8, int8, int16 and int32 that holds all
+            its grids.
 
         Raises:
-            ValueError: ``x``, ``hx`` or ``ogate_cy`` have no grid, or the directions' ``x`` differ.
+            ValueError: ``x``, ``hx`` or ``ogate_cy`` (``hy``) have no grid, or the directions' ``x`` differ.
         """
         form, shape, device = self._integer_form(), self._shape, self.packed().device
         if isinstance(input, PackedSequence):
@@ -103,7 +104,7 @@ class LSTM(PackedCells):
 
     def extra_repr(self) -> str:
         words = [f"{self.input_size}, {self.hidden_size}"]
-        defaults = {"num_layers": 1, "bidirectional": False, "batch_first": False, "dropout": 0.0}
+        defaults = {"num_layers": 1, "bidirectional": False, "batch_first": False, "dropout": 0.0, "proj_size": 0}
         words += [f"{name}={getattr(self, name)}" for name, default in defaults.items() if getattr(self, name) != default]
         return ", ".join([*words, *self._describe_grids()])
 
@@ -130,11 +131,18 @@ class LSTMCell(PackedCells):
 
     Args:
         cell: its grids, integer weights and biases.
+
+    Raises:
+        ValueError: the cell has a ``weight_hr``, which ``nn.LSTMCell`` has not.
     """
 
     __constants__ = ("input_size", "hidden_size", "bias")
 
     def __init__(self, cell: Cell) -> None:
+        if cell.proj_size:
+            raise ValueError(
+                f"an LSTMCell has no projection, got a cell with proj_size={cell.proj_size}: use LSTM([[cell]]) or a Stream"
+            )
         super().__init__([[cell]])
 
     def forward(self, input: Tensor, hx: States | None = None) -> States:
@@ -172,14 +180,15 @@ class LSTMCell(PackedCells):
 def _check_layers(layers: Sequence[Sequence[Cell]]) -> None:
     if not layers or not layers[0]:
         raise ValueError("an LSTM needs at least one layer of one cell, got none")
-    directions, hidden_size = len(layers[0]), layers[0][0].hidden_size
+    directions, first = len(layers[0]), layers[0][0]
     for index, cells in enumerate(layers):
-        needed = layers[0][0].input_size if index == 0 else directions * hidden_size
+        needed = first.input_size if index == 0 else directions * first.h_size, first.hidden_size, first.proj_size
         if len(cells) != directions or directions > 2:
             raise ValueError(f"every layer must have the same 1 or 2 directions, got {[len(cells) for cells in layers]}")
         for direction, cell in enumerate(cells):
-            if cell.hidden_size != hidden_size or cell.input_size != needed:
+            got = cell.input_size, cell.hidden_size, cell.proj_size
+            if got != needed:
                 raise ValueError(
-                    f"layer {index} direction {direction} must have input_size={needed}, hidden_size={hidden_size}, "
-                    f"got {cell.input_size}, {cell.hidden_size}"
+                    f"layer {index} direction {direction} must have input_size={needed[0]}, hidden_size={needed[1]}, "
+                    f"proj_size={needed[2]}, got {', '.join(map(str, got))}"
                 )

@@ -55,8 +55,8 @@ class ObservedLSTM(torch.ao.nn.quantizable.LSTM):
             where: the module path, for messages.
 
         Raises:
-            ValueError: no ``LSTMQConfig``, ``proj_size``, parameters that are not finite float32, or what would be dropped in
-                silence: a ``forward`` or hooks of the LSTM's own, overrides for layers that it does not have.
+            ValueError: no ``LSTMQConfig``, parameters that are not finite float32, or what would be dropped in silence: a
+                ``forward`` or hooks of the LSTM's own, overrides for layers that it does not have.
             TypeError: ``other`` is no ``nn.LSTM``.
         """
         where = _name(nn.LSTM, other, where)
@@ -277,11 +277,12 @@ def _run(
     dropout: float = 0.0,
 ) -> tuple[Tensor | PackedSequence, States]:
     """What the cells make of what ``_unpack`` made of ``input``, in the form of ``nn.LSTM``."""
-    shape, cells = Shape.of(lstm), cells_of(lstm)
+    shape = Shape.of(lstm)
+    batch_sizes = input.batch_sizes.tolist() if isinstance(input, PackedSequence) else None
+    results = run_cells(cells_of(lstm), x, h0, c0, lstm.hidden_size, dropout, batch_sizes, shape.proj_size)
     if isinstance(input, PackedSequence):
-        batch_sizes = input.batch_sizes.tolist()
-        return shape.repack_packed(input, *run_cells(cells, x, h0, c0, lstm.hidden_size, dropout, batch_sizes))
-    return shape.repack(input.dim(), *run_cells(cells, x, h0, c0, lstm.hidden_size, dropout))
+        return shape.repack_packed(input, *results)
+    return shape.repack(input.dim(), *results)
 
 
 def check_float_lstm(module: FloatLSTM, where: str = "") -> str:
@@ -325,8 +326,6 @@ def _check_finite(where: str, x: Tensor, h0: Tensor | None, c0: Tensor | None) -
 
 
 def _check_parameters(lstm: FloatLSTM, where: str) -> None:
-    if isinstance(lstm, nn.LSTM) and lstm.proj_size:
-        raise ValueError(f"{where}: an LSTM with proj_size={lstm.proj_size} cannot be quantized yet, needed proj_size=0")
     for name, parameter in lstm.named_parameters():
         if parameter.dtype != torch.float32 or parameter.device.type != "cpu":
             got = f"{parameter.dtype} on {parameter.device}"

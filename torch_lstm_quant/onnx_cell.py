@@ -39,14 +39,16 @@ def add_layers(
         graph: where to.
         layers: a list of layers, each a list of one or two directions.
         x: name of float32 ``[T, B, input_size]``.
-        h_0, c_0: names of the states, float32 ``[num_layers * num_directions, B, hidden_size]``, None for zeros.
+        h_0, c_0: names of the states, float32 ``[num_layers * num_directions, B, hidden_size]``, None for zeros. Hidden
+            states are ``proj_size`` wide, where there is one.
         lengths: name of int64 ``[B]``, how many steps each row has, None for all.
 
     Returns:
         names of the output ``[T, B, num_directions * hidden_size]`` and of the new states.
     """
     directions, count = len(layers[0]), len(layers) * len(layers[0])
-    h, c = (_states(graph, states, x, count, layers[0][0].hidden_size) for states in (h_0, c_0))
+    h = _states(graph, h_0, x, count, layers[0][0].h_size)
+    c = _states(graph, c_0, x, count, layers[0][0].hidden_size)
     runs = None if lengths is None else _runs(graph, x, lengths)
     h_n, c_n = [], []
     for layer, cells in enumerate(layers):
@@ -61,11 +63,11 @@ def add_layers(
     return x, _stack(graph, h_n), _stack(graph, c_n)
 
 
-def _states(graph: Graph, states: str | None, x: str, count: int, hidden_size: int) -> list[str]:
-    """``count`` states ``[B, hidden_size]``."""
+def _states(graph: Graph, states: str | None, x: str, count: int, width: int) -> list[str]:
+    """``count`` states ``[B, width]``."""
     if states is not None:
         return [graph.op("Gather", states, graph.constant(index), axis=0) for index in range(count)]
-    shape = graph.op("Concat", graph.op("Shape", x, start=1, end=2), graph.constant([hidden_size]), axis=0)
+    shape = graph.op("Concat", graph.op("Shape", x, start=1, end=2), graph.constant([width]), axis=0)
     return [graph.op("Expand", graph.constant(0.0), shape)] * count
 
 
@@ -89,7 +91,7 @@ def _run_cell(graph: Graph, cell: Cell, x: str, h: str, c: str, runs: str | None
     """
     qparams, sides = cell.qparams, projections(cell)
     igates = _on_gate_grids(graph, _project(graph, sides["ih"], x, steps=True), qparams.igates)
-    h, c = _first_states(graph, qparams, h, c)
+    h, c = _first_states(graph, cell, h, c)
     body = graph.inner("step")
     names = [body.name(name) for name in ("h", "c", "igates", "runs")]
     new_h, new_c = _step(body, cell, *names[:3])
@@ -110,19 +112,20 @@ def _run_cell(graph: Graph, cell: Cell, x: str, h: str, c: str, runs: str | None
 def add_step(graph: Graph, cell: Cell, x: str, h: str, c: str) -> tuple[str, str]:
     """Adds one step of a cell: from float32 ``[B, input_size]`` and the states ``[B, hidden_size]`` to the new states."""
     igates = _on_gate_grids(graph, _project(graph, projections(cell)["ih"], x, steps=False), cell.qparams.igates)
-    return _step(graph, cell, *_first_states(graph, cell.qparams, h, c), igates)
+    return _step(graph, cell, *_first_states(graph, cell, h, c), igates)
 
 
-def _first_states(graph: Graph, qparams: CellQParams, h: str, c: str) -> tuple[str, str]:
+def _first_states(graph: Graph, cell: Cell, h: str, c: str) -> tuple[str, str]:
     """The states from which on each is on the grid on which it is read, where a step writes it on that grid."""
-    h = _on_grid(graph, h, qparams.hx) if _keeps_h(qparams) else h
+    qparams = cell.qparams
+    h = _on_grid(graph, h, qparams.hx) if _keeps_h(cell) else h
     return h, _on_grid(graph, c, qparams.cx) if _keeps_c(qparams) else c
 
 
 def _step(graph: Graph, cell: Cell, h: str, c: str, igates: str) -> tuple[str, str]:
     """Adds one step, from the input projection ``[B, 4 * hidden_size]`` and the states to the new states."""
-    qparams, hidden = cell.qparams, projections(cell)["hh"]
-    hgates = _on_gate_grids(graph, _project(graph, hidden, h, steps=False, on_grid=_keeps_h(qparams)), qparams.hgates)
+    qparams, sides = cell.qparams, projections(cell)
+    hgates = _on_gate_grids(graph, _project(graph, sides["hh"], h, steps=False, on_grid=_keeps_h(cell)), qparams.hgates)
     bounded = _bounded_functions(cell)
     i, f, g, o = _gates(graph, cell, graph.op("Add", igates, hgates))
     cx = c if _keeps_c(qparams) else _on_grid(graph, c, qparams.cx)
@@ -130,12 +133,15 @@ def _step(graph: Graph, cell: Cell, h: str, c: str, igates: str) -> tuple[str, s
     igate_cgate = _on_grid(graph, graph.op("Mul", i, g), qparams.igate_cgate, bounded=bounded)
     cy = _on_grid(graph, graph.op("Add", fgate_cx, igate_cgate), qparams.fgate_cx_igate_cgate)
     tanh_cy = _function(graph, functions(cell)[_GATES], cy)
-    return _on_grid(graph, graph.op("Mul", o, tanh_cy), qparams.ogate_cy, bounded=bounded), cy
+    ogate_cy = _on_grid(graph, graph.op("Mul", o, tanh_cy), qparams.ogate_cy, bounded=bounded)
+    if "hr" not in sides:
+        return ogate_cy, cy
+    return _on_grid(graph, _project(graph, sides["hr"], ogate_cy, steps=False, on_grid=True), qparams.hy), cy
 
 
-def _keeps_h(qparams: CellQParams) -> bool:
+def _keeps_h(cell: Cell) -> bool:
     """Whether ``h`` is written on the grid on which it is read, where quantizing again changes nothing."""
-    return qparams.hx is not None and qparams.hx == qparams.ogate_cy
+    return cell.qparams.hx is not None and cell.qparams.hx == cell.h_grid
 
 
 def _keeps_c(qparams: CellQParams) -> bool:
@@ -151,7 +157,8 @@ def _bounded_functions(cell: Cell) -> bool:
 
 def _bounded_gates(cell: Cell) -> bool:
     """Whether no sum of the two projections is NaN."""
-    return all(side.is_integer and side.largest_value() < _LARGE for side in projections(cell).values())
+    sides = projections(cell)
+    return all(sides[side].is_integer and sides[side].largest_value() < _LARGE for side in ("ih", "hh"))
 
 
 def _gates(graph: Graph, cell: Cell, sums: str) -> list[str]:

@@ -99,10 +99,12 @@ def _add_lstm(graph: Graph, module: LSTM) -> tuple[Inputs, Outputs]:
     output = graph.op("Transpose", output, perm=[1, 0, 2]) if module.batch_first else output
     order: Axes = ["batch", "steps"] if module.batch_first else ["steps", "batch"]
     directions = 1 + module.bidirectional
-    states: Axes = [module.num_layers * directions, "batch", module.hidden_size]
-    inputs: Inputs = {"input": [*order, module.input_size], "h_0": states, "c_0": states}
-    wide: Axes = [*order, directions * module.hidden_size]
-    return inputs, {"output": (output, wide), "h_n": (h_n, states), "c_n": (c_n, states)}
+    rows: Axes = [module.num_layers * directions, "batch"]
+    h_size = module.proj_size or module.hidden_size
+    h, c = [*rows, h_size], [*rows, module.hidden_size]
+    wide: Axes = [*order, directions * h_size]
+    inputs: Inputs = {"input": [*order, module.input_size], "h_0": h, "c_0": c}
+    return inputs, {"output": (output, wide), "h_n": (h_n, h), "c_n": (c_n, c)}
 
 
 def _add_cell(graph: Graph, module: LSTMCell) -> tuple[Inputs, Outputs]:

@@ -50,6 +50,7 @@ def onnx_translation_table(model: nn.Module) -> dict[Callable[..., Any], Callabl
         c_dtype: int | None = None,
         batch_sizes: Any = None,
         lengths: Any = None,
+        proj_size: int = 0,
     ) -> Sequence[Any]:
         if h_dtype is not None or c_dtype is not None:
             raise ValueError("forward_integers cannot be written to ONNX, only forward, which takes and gives float32")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from torch_lstm_quant.call_forms import Shape
 from torch_lstm_quant.cell import Cell
-from torch_lstm_quant.qparams import WeightQParams, pack_grids
+from torch_lstm_quant.qparams import WEIGHTS, WeightQParams, pack_grids
 from torch_lstm_quant.tables import function_tables
 
 _ALIGNMENT = 64  # of what kernels read; torch's own allocations have it
@@ -64,6 +64,7 @@ def _fake_lstm(
     c_dtype: torch.dtype | None = None,
     batch_sizes: Tensor | None = None,
     lengths: Tensor | None = None,
+    proj_size: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     devices = {str(tensor.device) for tensor in (x, hx, cx, packed, batch_sizes, lengths) if tensor is not None}
     if len(devices) > 1:
@@ -72,9 +73,10 @@ def _fake_lstm(
     if batch_sizes is not None:  # its first item says how many rows there are, unless states do
         state = cx if hx is None else hx
         rows = torch.library.get_ctx().new_dynamic_size() if state is None else state.shape[1]
-    states = (num_layers * num_directions, rows, hidden_size)
-    output = x.new_empty((*x.shape[:-1], num_directions * hidden_size), dtype=h_dtype or torch.float32)
-    return output, output.new_empty(states), x.new_empty(states, dtype=c_dtype or torch.float32)
+    cells, h_size = num_layers * num_directions, proj_size or hidden_size
+    output = x.new_empty((*x.shape[:-1], num_directions * h_size), dtype=h_dtype or torch.float32)
+    c_n = x.new_empty((cells, rows, hidden_size), dtype=c_dtype or torch.float32)
+    return output, output.new_empty((cells, rows, h_size)), c_n
 
 
 torch.library.register_fake("torch_lstm_quant::pack", _fake_pack)
@@ -93,9 +95,10 @@ def pack(layers: Sequence[Sequence[Cell]]) -> Tensor:
     cells = [cell for layer in layers for cell in layer]
     weights, biases, scales, zero_points = [], [], [], []
     for cell in cells:
-        weights += [cell.weight_ih, cell.weight_hh]
+        weights += [cell.weight_ih, cell.weight_hh] + ([] if cell.weight_hr is None else [cell.weight_hr])
         biases += [cell.bias_ih, cell.bias_hh]
-        for grid in (cell.qparams.weight_ih, cell.qparams.weight_hh):
+        for name in WEIGHTS if cell.proj_size else WEIGHTS[:2]:
+            grid = getattr(cell.qparams, name)
             scales.append(_field(grid, "scale", torch.float32))
             zero_points.append(_field(grid, "zero_point", torch.int32))
     grids = [pack_grids(cell.qparams) for cell in cells]
@@ -140,8 +143,8 @@ def lstm(
     Args:
         x: ``[T, B, input_size]`` on the CPU, any strides: float32, or uint8, int8, int16 or int32 integers on layer 0's
             grids of part ``x``. Integers beyond a grid's limits count as its nearest.
-        hx, cx: ``[num_layers * num_directions, B, hidden_size]``, None for zeros: float32, or integers on each cell's grid
-            of part ``hx`` or ``cx``.
+        hx, cx: ``[num_layers * num_directions, B, h_size]`` (``proj_size``, or ``hidden_size`` where that is 0) and ``[.., B,
+            hidden_size]``, None for zeros: float32, or integers on each cell's grid of part ``hx`` or ``cx``.
         packed: what :func:`pack` gave.
         shape: the sizes that were packed.
         h_dtype, c_dtype: None for float32, or the integer dtype in which output and ``h_n``, or ``c_n``, are given: on each
@@ -151,19 +154,20 @@ def lstm(
         lengths: int64 ``[B]``, from 1 to ``T``: how many steps each row has. The output is zero where a row has ended.
 
     Returns:
-        ``output`` ``[T, B, num_directions * hidden_size]``, ``h_n`` and ``c_n``, shaped as ``hx``.
+        ``output`` ``[T, B, num_directions * h_size]``, ``h_n`` and ``c_n``, shaped as ``hx`` and ``cx``.
 
     Raises:
         RuntimeError: arguments that do not fit ``packed``. (``Shape.unpack`` checks a call before it gets here.)
     """
+    sizes = shape.hidden_size, shape.num_layers, shape.num_directions
     outputs: tuple[Tensor, Tensor, Tensor] = torch.ops.torch_lstm_quant.lstm.default(
-        x, hx, cx, packed, shape.hidden_size, shape.num_layers, shape.num_directions, h_dtype, c_dtype, batch_sizes, lengths
+        x, hx, cx, packed, *sizes, h_dtype, c_dtype, batch_sizes, lengths, shape.proj_size
     )
     return outputs
 
 
-def sums(packed: Tensor) -> list[tuple[str, str]]:
-    """How packed cells sum their input and hidden projections: a pair for each cell, of
+def sums(packed: Tensor) -> list[tuple[str, ...]]:
+    """How each of the packed cells sums its input and its hidden projection, and, with ``proj_size``, that by ``weight_hr``:
 
     - ``"int8"``: products of 8 bits, summed in int32, for which instruction sets have instructions of their own
     - ``"wide"``: integers too, exact in 64 bits, where the operand has more bits, the weights have zero points or K is so
@@ -173,8 +177,7 @@ def sums(packed: Tensor) -> list[tuple[str, str]]:
     Raises:
         RuntimeError: ``packed`` is not what :func:`pack` gave.
     """
-    names = _split(torch.ops.torch_lstm_quant.sums.default(packed))
-    return list(zip(names[::2], names[1::2], strict=True))
+    return [tuple(_split(cell)) for cell in torch.ops.torch_lstm_quant.sums.default(packed).split("; ")]
 
 
 def is_packed(packed: Tensor) -> bool:

@@ -12,7 +12,7 @@ from torch_lstm_quant import _direct, ops, saved_states
 from torch_lstm_quant.call_forms import Shape
 from torch_lstm_quant.cell import Cell
 from torch_lstm_quant.format_version import FORMAT_VERSION, format_problem
-from torch_lstm_quant.qparams import QParams, WeightQParams, pack_grids, smallest_dtype, unpack_grids
+from torch_lstm_quant.qparams import WEIGHTS, QParams, WeightQParams, pack_grids, smallest_dtype, unpack_grids
 
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32)
 
@@ -51,8 +51,9 @@ class PackedCells(nn.Module):
         cells = [cell for layer in layers for cell in layer]
         self.input_size = cells[0].input_size
         self.hidden_size = cells[0].hidden_size
+        self.proj_size = cells[0].proj_size
         self.bias = any(bool(b.any()) for cell in cells for b in (cell.bias_ih, cell.bias_hh))
-        self._shape = Shape(self.input_size, self.hidden_size, len(layers), len(layers[0]), batch_first)
+        self._shape = Shape(self.input_size, self.hidden_size, len(layers), len(layers[0]), batch_first, self.proj_size)
         self._limits: dict[str, tuple[int, int]] = {}
         for suffix, cell in zip(self._suffixes(), cells, strict=True):
             self._register(suffix, cell)
@@ -86,8 +87,9 @@ class PackedCells(nn.Module):
         """How many bits the first cell has where it matters most, and what runs it: for ``repr``."""
         if self.packed().is_meta:
             return []
-        qparams = self.cells()[0][0].qparams
-        words = [f"{part}={_width(getattr(qparams, part))}" for part in ("x", "ogate_cy", "fgate_cx_igate_cgate")]
+        cell = self.cells()[0][0]
+        qparams = cell.qparams
+        words = [f"{part}={_width(getattr(qparams, part))}" for part in ("x", cell.h_part, "fgate_cx_igate_cgate")]
         words += [f"gates={_width(qparams.gates[0])}", f"weights={'int8' if qparams.weight_hh else 'float32'}"]
         return [*words, f"kernel={ops.isa_active()}"]
 
@@ -113,16 +115,16 @@ class PackedCells(nn.Module):
         Raises:
             ValueError: a part that has no grid, or directions that read ``x`` on different ones.
         """
-        cells = [cell.qparams for layer in self.cells() for cell in layer]
-        first = cells[: self._shape.num_directions]
-        if any(cell.x is None or cell.x != first[0].x for cell in first):
-            raise ValueError(f"integer input needs one grid for part x of layer 0, got {[str(cell.x) for cell in first]}")
-        if any(cell.ogate_cy is None for cell in cells):
-            raise ValueError("integer output needs a grid for part ogate_cy of every cell, got float32")
+        cells = [cell for layer in self.cells() for cell in layer]
+        first = [cell.qparams.x for cell in cells[: self._shape.num_directions]]
+        if any(x is None or x != first[0] for x in first):
+            raise ValueError(f"integer input needs one grid for part x of layer 0, got {list(map(str, first))}")
+        if any(cell.h_grid is None for cell in cells):
+            raise ValueError(f"integer output needs a grid for part {cells[0].h_part} of every cell, got float32")
         return IntegerForm(
-            INTEGERS if all(cell.cx for cell in cells) else (torch.float32,),
-            _common_dtype([cell.ogate_cy for cell in cells]),
-            _common_dtype([cell.fgate_cx_igate_cgate for cell in cells]),
+            INTEGERS if all(cell.qparams.cx for cell in cells) else (torch.float32,),
+            _common_dtype([cell.h_grid for cell in cells]),
+            _common_dtype([cell.qparams.fgate_cx_igate_cgate for cell in cells]),
         )
 
     def _plain_call(self, input: object, hx: object) -> tuple[object, Tensor | None, Tensor | None] | None:
@@ -180,24 +182,27 @@ class PackedCells(nn.Module):
 
     def _register(self, suffix: str, cell: Cell) -> None:
         self.register_buffer(f"grids{suffix}", pack_grids(cell.qparams))
-        for side in ("ih", "hh"):
-            self.register_buffer(f"weight_{side}{suffix}", _own(getattr(cell, f"weight_{side}")))
-            self.register_buffer(f"bias_{side}{suffix}", _own(getattr(cell, f"bias_{side}")))
-            grid: WeightQParams | None = getattr(cell.qparams, f"weight_{side}")
+        for name in ("weight_ih", "bias_ih", "weight_hh", "bias_hh", "weight_hr"):
+            tensor: Tensor | None = getattr(cell, name)
+            if tensor is None:
+                continue
+            self.register_buffer(f"{name}{suffix}", _own(tensor))
+            grid: WeightQParams | None = getattr(cell.qparams, name, None)
             if grid is not None:
-                self.register_buffer(f"weight_{side}_scale{suffix}", _own(grid.scale))
-                self.register_buffer(f"weight_{side}_zero_point{suffix}", _own(grid.zero_point))
-                self._limits[f"weight_{side}{suffix}"] = (grid.quant_min, grid.quant_max)
+                self.register_buffer(f"{name}_scale{suffix}", _own(grid.scale))
+                self.register_buffer(f"{name}_zero_point{suffix}", _own(grid.zero_point))
+                self._limits[f"{name}{suffix}"] = (grid.quant_min, grid.quant_max)
 
     def _cell(self, suffix: str) -> Cell:
-        def weight_grid(side: str) -> WeightQParams | None:
-            if f"weight_{side}{suffix}" not in self._limits:
+        def weight_grid(weight: str) -> WeightQParams | None:
+            if f"{weight}{suffix}" not in self._limits:
                 return None
-            scale, zero_point = (getattr(self, f"weight_{side}_{name}{suffix}") for name in ("scale", "zero_point"))
-            return WeightQParams(scale, zero_point, *self._limits[f"weight_{side}{suffix}"])
+            scale, zero_point = (getattr(self, f"{weight}_{name}{suffix}") for name in ("scale", "zero_point"))
+            return WeightQParams(scale, zero_point, *self._limits[f"{weight}{suffix}"])
 
-        qparams = unpack_grids(getattr(self, f"grids{suffix}"), weight_grid("ih"), weight_grid("hh"))
-        return Cell(qparams, *(getattr(self, f"{name}{suffix}") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")))
+        qparams = unpack_grids(getattr(self, f"grids{suffix}"), *map(weight_grid, WEIGHTS))
+        names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
+        return Cell(qparams, *(getattr(self, f"{name}{suffix}", None) for name in names))  # type: ignore[arg-type]
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         kind = type(self).__name__

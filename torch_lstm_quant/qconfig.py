@@ -55,8 +55,9 @@ class LSTMQConfig:
     Args:
         x, igates, ..., ogate_cy: the activation parts of :data:`torch_lstm_quant.qparams.PARTS`.
         hx, cx: the states as they are read. ``"shared"``: one observer for reading and writing, so one grid: that of
-            ``ogate_cy`` for ``hx``, that of ``fgate_cx_igate_cgate`` for ``cx``.
-        weight_ih, weight_hh: per-tensor or per-channel (axis 0) constructors of int8 grids.
+            ``ogate_cy`` (of ``hy`` in an LSTM with ``proj_size``) for ``hx``, that of ``fgate_cx_igate_cgate`` for ``cx``.
+        hy, weight_hr: for LSTMs with ``proj_size``, in which ``hy`` is the hidden state; others have no such parts.
+        weight_ih, weight_hh, weight_hr: per-tensor or per-channel (axis 0) constructors of int8 grids.
         overrides: later ones win; see :meth:`override`.
 
     Raises:
@@ -79,8 +80,10 @@ class LSTMQConfig:
     tanh_cy_input: Constructor | None = None
     tanh_cy: Constructor | None = None
     ogate_cy: Constructor | None = None
+    hy: Constructor | None = None
     weight_ih: Constructor | None = None
     weight_hh: Constructor | None = None
+    weight_hr: Constructor | None = None
     overrides: tuple[Override, ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
@@ -174,6 +177,7 @@ class LSTMQConfig:
             **_functions(_fixed(2**-15, 0, 1 << 15, torch.int32, qat), _fixed(2**-15, -(1 << 15), 1 << 15, torch.int32, qat)),
             tanh_cy_input=_fixed(10 / 2047, -2048, 2047, torch.int16, qat),
             ogate_cy=_min_max(torch.uint8, qat),
+            hy=_min_max(torch.uint8, qat),
             **_weights(qat),
         )
 
@@ -197,12 +201,15 @@ class LSTMQConfig:
             fgate_cx_igate_cgate=state,
             tanh_cy_input=_fixed(10 / 32767, -32768, 32767, torch.int16, qat),
             ogate_cy=_min_max(torch.uint8, qat),
+            hy=_min_max(torch.uint8, qat),
             **_weights(qat),
         )
 
     @staticmethod
     def fixed16(*, qat: bool = False) -> LSTMQConfig:
         """Fixed Q-formats, for fixed-point targets: Q4.11 gates and cell state, Q0.15 functions, Q0.7 h; 8-bit x and weights.
+
+        A hidden state that is projected has 8 bits from its least to its greatest value, as x has.
 
         Q0.15 ends below 1, so a memory leaks away over thousands of steps, and Q4.11 clips beyond 16: use it where the
         target dictates it.
@@ -219,6 +226,7 @@ class LSTMQConfig:
             igate_cgate=q4_11,
             fgate_cx_igate_cgate=q4_11,
             ogate_cy=_fixed(2**-7, -128, 127, torch.int8, qat),
+            hy=_min_max(torch.uint8, qat),
             **_weights(qat),
         )
 

@@ -30,13 +30,17 @@ PARTS = (
     "tanh_cy_input",
     "tanh_cy",
     "ogate_cy",
+    "hy",
 )
 """Every activation part, in order of computation."""
 
 SECOND_GRIDS = ("gates_again", "outputs_again")
 """Second grids of what a gate's function reads and of what it gives, gate by gate: only torch.ao's own utilities make them."""
 
-WEIGHTS = ("weight_ih", "weight_hh")
+WEIGHTS = ("weight_ih", "weight_hh", "weight_hr")
+
+PROJECTION = ("hy", "weight_hr")
+"""The parts that only cells of an LSTM with ``proj_size`` have."""
 
 MAX_STEPS = 1 << 16
 """``quant_max - quant_min`` of the widest grid: 16 bits, and one more value so that -1, 0 and 1 fit in steps of 2**-15."""
@@ -161,11 +165,11 @@ def _check_scale(scale: float) -> None:
 
 @dataclass(frozen=True, eq=False)
 class WeightQParams:
-    """The grid of a weight matrix ``[4 * hidden_size, K]``, one row a channel.
+    """The grid of a weight matrix ``[rows, K]``, one row a channel.
 
     Args:
-        scale: float32 ``[4 * hidden_size]`` (a per-tensor scale is repeated).
-        zero_point: int32 ``[4 * hidden_size]``.
+        scale: float32 ``[rows]``, ``4 * hidden_size`` but for ``weight_hr`` (a per-tensor scale is repeated).
+        zero_point: int32 ``[rows]``.
         quant_min, quant_max: limits of the int8 values.
 
     Raises:
@@ -178,10 +182,8 @@ class WeightQParams:
     quant_max: int = 127
 
     def __post_init__(self) -> None:
-        if self.scale.dtype != torch.float32 or self.scale.dim() != 1 or self.scale.numel() % 4:
-            raise ValueError(
-                f"weight scale must be float32 [4 * hidden_size], got {self.scale.dtype} {list(self.scale.shape)}"
-            )
+        if self.scale.dtype != torch.float32 or self.scale.dim() != 1:
+            raise ValueError(f"weight scale must be float32 [rows], got {self.scale.dtype} {list(self.scale.shape)}")
         if self.zero_point.dtype != torch.int32 or self.zero_point.shape != self.scale.shape:
             got = f"{self.zero_point.dtype} {list(self.zero_point.shape)}"
             raise ValueError(f"weight zero_point must be int32 {list(self.scale.shape)}, got {got}")
@@ -234,8 +236,10 @@ class CellQParams:
     tanh_cy_input: QParams | None = None
     tanh_cy: QParams | None = None
     ogate_cy: QParams | None = None
+    hy: QParams | None = None
     weight_ih: WeightQParams | None = None
     weight_hh: WeightQParams | None = None
+    weight_hr: WeightQParams | None = None
     gates_again: PerGate = _FLOAT_GATES
     outputs_again: PerGate = _FLOAT_GATES
 
@@ -270,10 +274,12 @@ class CellQParams:
     def rows(self) -> Iterator[tuple[str, QParams | None]]:
         """(name, grid) of every activation grid: the rows of the packed form, ``igates.input_gate`` for a gate of a part.
 
-        First the parts; then, only in a cell that has any, the second grids.
+        First the parts that every cell has; then, only in a cell that has any, the second grids; then, only where it has a
+        grid, ``hy``.
         """
         has_second = any(grid for part in SECOND_GRIDS for grid in getattr(self, part))
-        for part in (*PARTS, *SECOND_GRIDS) if has_second else PARTS:
+        first = [part for part in PARTS if part not in PROJECTION]
+        for part in (*first, *(SECOND_GRIDS if has_second else ()), *(["hy"] if self.hy else [])):
             if part in (*PER_GATE_PARTS, *SECOND_GRIDS):
                 yield from ((f"{part}.{gate}", grid) for gate, grid in zip(GATES, getattr(self, part), strict=True))
             else:
@@ -281,8 +287,11 @@ class CellQParams:
 
     def __str__(self) -> str:
         lines = []
+        projects = any(getattr(self, part) for part in PROJECTION)
         for part in PARTS:
             grid = getattr(self, part)
+            if part in PROJECTION and not projects:
+                continue
             if part not in PER_GATE_PARTS:
                 lines.append(f"{part:<22}{grid or 'float32'}")
             elif len(set(grid)) == 1:
@@ -290,7 +299,8 @@ class CellQParams:
             else:
                 lines.extend(f"{part + '.' + gate:<22}{one or 'float32'}" for gate, one in zip(GATES, grid, strict=True))
         lines.extend(f"{name + ' ':<22}{grid}" for name, grid in self.rows() if grid and name.startswith(SECOND_GRIDS))
-        lines.extend(f"{name:<22}{getattr(self, name) or 'float32'}" for name in WEIGHTS)
+        weights = [name for name in WEIGHTS if name not in PROJECTION or projects]
+        lines.extend(f"{name:<22}{getattr(self, name) or 'float32'}" for name in weights)
         return "\n".join(lines)
 
 
@@ -300,22 +310,24 @@ GRID_FIELDS = ("scale", "inv_scale", "zero_point", "quant_min", "quant_max")
 def pack_grids(qparams: CellQParams) -> Tensor:
     """float64 ``[25, 5]``: a row of :data:`GRID_FIELDS` for each of :meth:`CellQParams.rows`, zeros for float32.
 
-    A cell with second grids has 33 rows, the first 25 for the parts as in any other.
+    A cell with second grids has 33 rows, the first 25 for the parts as in any other. A grid for ``hy`` is one more, the last.
     """
     rows = [[getattr(grid, field) if grid else 0.0 for field in GRID_FIELDS] for _, grid in qparams.rows()]
     return torch.tensor(rows, dtype=torch.float64)
 
 
-def unpack_grids(grids: Tensor, weight_ih: WeightQParams | None, weight_hh: WeightQParams | None) -> CellQParams:
-    """The inverse of :func:`pack_grids`.
+def unpack_grids(grids: Tensor, *weights: WeightQParams | None) -> CellQParams:
+    """The inverse of :func:`pack_grids`; ``weights`` are the grids of :data:`WEIGHTS`, in that order.
 
     Raises:
         ValueError: a tensor of another shape, or a row that is no valid grid (the message names the part).
     """
     names = [name for name, _ in CellQParams().rows()]
     second_names = [f"{part}.{gate}" for part in SECOND_GRIDS for gate in GATES]
-    if grids.dim() == 2 and len(grids) == len(names) + len(second_names):
+    if grids.dim() == 2 and len(grids) >= len(names) + len(second_names):
         names += second_names
+    if grids.dim() == 2 and len(grids) == len(names) + 1:
+        names.append("hy")
     if grids.shape != (len(names), len(GRID_FIELDS)):
         raise ValueError(f"grids must be [{len(names)}, {len(GRID_FIELDS)}], got {list(grids.shape)}")
     read: dict[str, QParams | None] = {}
@@ -329,10 +341,11 @@ def unpack_grids(grids: Tensor, weight_ih: WeightQParams | None, weight_hh: Weig
             read[name] = QParams(scale, zero_point, quant_min, quant_max, inv_scale)
         except ValueError as error:
             raise ValueError(f"part {name}: {error}") from error
-    fields: dict[str, object] = {part: read[part] for part in PARTS if part not in PER_GATE_PARTS}
+    fields: dict[str, object] = {part: read.get(part) for part in PARTS if part not in PER_GATE_PARTS}
     per_gate = (*PER_GATE_PARTS, *SECOND_GRIDS)
     fields |= {part: tuple(read.get(f"{part}.{gate}") for gate in GATES) for part in per_gate}
-    return CellQParams(**fields, weight_ih=weight_ih, weight_hh=weight_hh)  # type: ignore[arg-type]
+    fields |= dict(zip(WEIGHTS, weights, strict=False))
+    return CellQParams(**fields)  # type: ignore[arg-type]
 
 
 def _integer(field: str, value: float) -> int:

@@ -13,7 +13,7 @@ from torch_lstm_quant.call_forms import Shape, States
 from torch_lstm_quant.cell import Cell
 from torch_lstm_quant.modules import LSTM
 from torch_lstm_quant.observed_grid import without_warning
-from torch_lstm_quant.qparams import CellQParams, QParams
+from torch_lstm_quant.qparams import QParams
 from torch_lstm_quant.reference_graph import ReadCell
 
 _DTYPES = (torch.float32, torch.quint8, torch.qint8, torch.qint32)
@@ -50,7 +50,7 @@ class QuantizedBoundaryLSTM(nn.Module):
         cells = _with_x_grids([[read.cell for read in layer] for layer in layers], joins_on_first_grid)
         self.fused = LSTM(cells, batch_first=batch_first, dropout=dropout)
         self._variants: dict[_Variant, LSTM] = {}
-        self._known_qparams: list[CellQParams] = []
+        self._known_cells: list[Cell] = []
 
     def forward(self, x: Tensor, hidden: States | None = None) -> tuple[Tensor, States]:
         """``output, (h_n, c_n)`` as the reference LSTM returns them.
@@ -58,7 +58,8 @@ class QuantizedBoundaryLSTM(nn.Module):
         Args:
             x: ``[T, B, input_size]``, ``[B, T, input_size]`` with ``batch_first``, or ``[T, input_size]``: a quantized tensor
                 (per tensor), or float32, which is not quantized. So is what comes as ``qint32``, which is no 16-bit grid.
-            hidden: None (zeros) or ``(h_0, c_0)``, ``[num_layers * num_directions, B, hidden_size]``, likewise.
+            hidden: None (zeros) or ``(h_0, c_0)``, ``[num_layers * num_directions, B, hidden_size]``, likewise; ``h_0``
+                ``proj_size`` wide, where there is one.
 
         Returns:
             Quantized tensors on the grids of the cells; float32 where a cell returns float32, or where the grids of layers or
@@ -75,7 +76,7 @@ class QuantizedBoundaryLSTM(nn.Module):
             output, (h_n, c_n) = self._variant(_Variant(x_grid))(steps)
         else:
             h_grid, h0, c0 = _grid_of(h0), h0.dequantize(), c0.dequantize()
-            if all(_lies_on(h, qparams.hx) for h, qparams in zip(h0, self._qparams(), strict=True)):
+            if all(_lies_on(h, cell.qparams.hx) for h, cell in zip(h0, self._all_cells(), strict=True)):
                 output, (h_n, c_n) = self._variant(_Variant(x_grid))(steps, (h0, c0))
             else:
                 output, h_n, c_n = self._first_step_apart(x_grid, steps, h_grid, h0, c0)
@@ -123,15 +124,16 @@ class QuantizedBoundaryLSTM(nn.Module):
             self._variants[variant] = LSTM(cells)
         return self._variants[variant]
 
-    def _qparams(self) -> list[CellQParams]:
-        if not self._known_qparams:
-            self._known_qparams = [cell.qparams for cells in self.cells() for cell in cells]
-        return self._known_qparams
+    def _all_cells(self) -> list[Cell]:
+        if not self._known_cells:
+            self._known_cells = [cell for cells in self.cells() for cell in cells]
+        return self._known_cells
 
     def _quantize(self, output: Tensor, h_n: Tensor, c_n: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Values on the cells' grids, as quantized tensors where the cells return such."""
-        h = list(zip([qparams.ogate_cy for qparams in self._qparams()], self._h_dtypes, strict=True))
-        c = list(zip([qparams.fgate_cx_igate_cgate for qparams in self._qparams()], self._c_dtypes, strict=True))
+        cells = self._all_cells()
+        h = list(zip([cell.h_grid for cell in cells], self._h_dtypes, strict=True))
+        c = list(zip([cell.qparams.fgate_cx_igate_cgate for cell in cells], self._c_dtypes, strict=True))
         directions = 2 if self.fused.bidirectional else 1
         last = h[-directions:]
         with without_warning("torch.quantize_per_tensor, torch.quantize_per_channel"):
@@ -144,7 +146,7 @@ class QuantizedBoundaryLSTM(nn.Module):
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        self._variants, self._known_qparams = {}, []
+        self._variants, self._known_cells = {}, []
 
 
 class _Variant(NamedTuple):
@@ -166,7 +168,7 @@ def _with_x_grids(layers: Sequence[Sequence[Cell]], joins_on_first_grid: bool) -
     """The cells, each layer after the first with the grid on which the one before it returns its output, if that is one."""
     cells = [list(layer) for layer in layers]
     for index in range(1, len(cells)):
-        grids = [cell.qparams.ogate_cy for cell in cells[index - 1]]
+        grids = [cell.h_grid for cell in cells[index - 1]]
         x_grid = grids[0] if joins_on_first_grid or len(set(grids)) == 1 else None
         cells[index] = [_with(cell, x=x_grid) for cell in cells[index]]
     return cells

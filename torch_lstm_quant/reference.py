@@ -23,14 +23,17 @@ def lstm(
     Args:
         layers: a list of layers, each a list of one or two directions.
         x: float32 ``[T, B, input_size]``.
-        h0, c0: float32 ``[num_layers * num_directions, B, hidden_size]``, zeros if None.
+        h0: float32 ``[num_layers * num_directions, B, h_size]``, zeros if None; ``h_size`` is ``proj_size``, or
+            ``hidden_size`` where that is 0.
+        c0: float32 ``[num_layers * num_directions, B, hidden_size]``, likewise.
 
     Returns:
-        ``output`` float32 ``[T, B, num_directions * hidden_size]`` and the last ``h_n``, ``c_n``, shaped as ``h0``.
+        ``output`` float32 ``[T, B, num_directions * h_size]`` and the last ``h_n``, ``c_n``, shaped as ``h0`` and ``c0``.
     """
-    directions, hidden_size = len(layers[0]), layers[0][0].hidden_size
-    zeros = torch.zeros(len(layers) * directions, x.shape[1], hidden_size)
-    h0, c0 = zeros if h0 is None else h0, zeros if c0 is None else c0
+    directions, first = len(layers[0]), layers[0][0]
+    rows = len(layers) * directions, x.shape[1]
+    h0 = torch.zeros(*rows, first.h_size) if h0 is None else h0
+    c0 = torch.zeros(*rows, first.hidden_size) if c0 is None else c0
     h_n, c_n = [], []
     for layer, cells in enumerate(layers):
         outputs = []
@@ -55,13 +58,23 @@ def _run_cell(cell: Cell, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tens
     for t in range(x.shape[0]):
         hgates = _project(h, qparams.hx, cell.weight_hh, qparams.weight_hh, cell.bias_hh)
         gates = _on_gate_grids(igates[t] + _on_gate_grids(hgates, qparams.hgates), qparams.gates)
-        h, c = _update(qparams, gates, c)
+        ogate_cy, c = _update(qparams, gates, c)
+        h = _project_h(cell, ogate_cy)
         output.append(h)
     return torch.stack(output) if output else h.new_empty(0, *h.shape), h, c
 
 
+def _project_h(cell: Cell, ogate_cy: Tensor) -> Tensor:
+    """The new hidden state: what the output gate lets through, projected where the cell has a ``weight_hr``."""
+    if cell.weight_hr is None:
+        return ogate_cy
+    qparams = cell.qparams
+    no_bias = torch.zeros(cell.proj_size)
+    return _on_grid(_project(ogate_cy, qparams.ogate_cy, cell.weight_hr, qparams.weight_hr, no_bias), qparams.hy)
+
+
 def _update(qparams: CellQParams, gates: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-    """The pointwise half of a cell: gates ``[B, 4 * hidden_size]`` and the cell state to the new hidden and cell state."""
+    """The pointwise half of a cell: gates ``[B, 4 * hidden_size]`` and the cell state to ogate_cy and the new cell state."""
     i, f, g, o = gates.chunk(4, 1)
     input_gate = _gate("sigmoid", i, qparams, 0)
     forget_gate = _gate("sigmoid", f, qparams, 1)

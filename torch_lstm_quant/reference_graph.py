@@ -52,7 +52,7 @@ def read_cell(graph_module: GraphModule, where: str) -> ReadCell:
 
 @dataclass(frozen=True)
 class _Projection:
-    """One gate's rows of a linear, what it reads, and the grid of what it gives."""
+    """One gate's rows of a linear, or all of them, what it reads, and the grid of what it gives."""
 
     reads: Value
     rows: Rows
@@ -79,7 +79,8 @@ class _Reader:
 
     def read(self) -> ReadCell:
         values = self._values
-        (h, h_dtype), (c, c_dtype) = values.returned()
+        (hy, h_dtype), (c, c_dtype) = values.returned()
+        h, projection = self._projected(hy)
         output_gate, tanh_cy = values.operands(h.source, "mul", ("sigmoid", "tanh"), "the hidden state")
         fgate_cx, igate_cgate = values.operands(c.source, "add", ("fgate_cx", "igate_cgate"), "the cell state")
         forget_gate, cx = values.operands(fgate_cx.source, "mul", ("sigmoid", "cx"), "the forget gate times the cell state")
@@ -93,9 +94,10 @@ class _Reader:
         ogate_cy = values.one_grid(h, "ogate_cy")
         if ogate_cy is not None and ogate_cy.unbounded:
             ogate_cy = _cut_to_products(ogate_cy, output_gate.grids, tanh_cy.grids)
+        written = projection.grid if projection else ogate_cy
         fields = {
             "x": values.one_grid(x, "x"),
-            "hx": ogate_cy if "hx" in outside else values.one_grid(hx, "hx"),
+            "hx": written if "hx" in outside else values.one_grid(hx, "hx"),
             "cx": values.one_grid(cx, "cx"),
             "igates": tuple(gate.ih.grid for gate in gates),
             "hgates": tuple(gate.hh.grid for gate in gates),
@@ -107,17 +109,29 @@ class _Reader:
             "tanh_cy_input": tanh_input,
             "tanh_cy": values.one_grid(tanh_cy, "tanh_cy"),
             "ogate_cy": ogate_cy,
+            "hy": projection.grid if projection else None,
             "gates_again": tuple(_first(gate.inputs[1:]) for gate in gates),
             "outputs_again": tuple(_first(gate.outputs[1:]) for gate in gates),
         }
-        return ReadCell(self._cell(fields, gates), outside, h_dtype, c_dtype)
+        return ReadCell(self._cell(fields, gates, projection), outside, h_dtype, c_dtype)
 
-    def _cell(self, fields: Mapping[str, object], gates: list[_Gate]) -> Cell:
+    def _projected(self, hy: Value) -> tuple[Value, _Projection | None]:
+        """What the output gate lets through, and the projection from there to the hidden state, where there is one."""
+        values = self._values
+        if values.kind(hy.source) != "linear":
+            return hy, None
+        projection = self._projection(hy, "hy", None)
+        if projection.rows.bias.any():
+            raise values.error(hy.source, "a bias in the projection of the hidden state", "none, as nn.LSTM has it")
+        return projection.reads, projection
+
+    def _cell(self, fields: Mapping[str, object], gates: list[_Gate], projection: _Projection | None) -> Cell:
         try:
             weight_ih, bias_ih, grid_ih = join([gate.ih.rows for gate in gates])
             weight_hh, bias_hh, grid_hh = join([gate.hh.rows for gate in gates])
-            qparams = CellQParams(**fields, weight_ih=grid_ih, weight_hh=grid_hh)  # type: ignore[arg-type]
-            return Cell(qparams, weight_ih, weight_hh, bias_ih, bias_hh)
+            weight_hr, _, grid_hr = join([projection.rows]) if projection else (None, None, None)
+            qparams = CellQParams(**fields, weight_ih=grid_ih, weight_hh=grid_hh, weight_hr=grid_hr)  # type: ignore[arg-type]
+            return Cell(qparams, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr)
         except ValueError as error:
             raise ValueError(f"{self._where}: {error}") from error
 

@@ -31,7 +31,7 @@ class Stream(_direct.Stream):
 
     ``stream(x, out=None, *, rows=None)`` gives the hidden state of the last layer after each step of ``x``: float32
     ``[batch_size, hidden_size]`` for one step, ``[T, batch_size, hidden_size]`` for a chunk. With ``rows`` only those rows go
-    on, and ``len(rows)`` stands for ``batch_size``.
+    on, and ``len(rows)`` stands for ``batch_size``. Of an LSTM with ``proj_size`` hidden states are that wide instead.
 
     - ``x``: float32 ``[batch_size, input_size]`` or ``[T, batch_size, input_size]``, steps first whether or not the module is
       ``batch_first``.
@@ -83,6 +83,7 @@ class Stream(_direct.Stream):
         self.input_size = module.input_size
         self.hidden_size = module.hidden_size
         self.num_layers = module.num_layers
+        self.proj_size = module.proj_size
         self.batch_size = batch_size
         self._fingerprint = module.fingerprint()
 
@@ -91,7 +92,7 @@ class Stream(_direct.Stream):
 
         Args:
             hx: the states to go on from, ``(h_0, c_0)``, each float32 ``[num_layers, batch_size, hidden_size]``, with ``rows``
-                ``[num_layers, len(rows), hidden_size]``; None: zeros.
+                ``[num_layers, len(rows), hidden_size]``, ``h_0`` ``proj_size`` wide where there is one; None: zeros.
             rows: those that begin anew, a list of ints or an int64 tensor; None: all.
 
         Raises:
@@ -100,19 +101,20 @@ class Stream(_direct.Stream):
         """
         numbers = self._numbers(rows)
         if hx is None:
-            self._set_state(0, 0, math.prod(self._state_shape(numbers)), numbers)
+            h_shape, c_shape = self._state_shapes(numbers)
+            self._set_state(0, 0, math.prod(h_shape), math.prod(c_shape), numbers)
         else:
             self._set(("h_0", "c_0"), split_states(hx), numbers)
 
     def state(self, rows: Rows | None = None) -> States:
-        """``(h_n, c_n)`` after the last step, each float32 ``[num_layers, batch_size, hidden_size]``, as the module gives.
+        """``(h_n, c_n)`` after the last step, float32 and shaped as for :meth:`reset`, as the module gives.
 
-        With ``rows``, those of these rows, ``[num_layers, len(rows), hidden_size]``. Rows of a stream of the same module that
+        With ``rows``, those of these rows. Rows of a stream of the same module that
         are ``reset`` to them go on as these would.
         """
         numbers = self._numbers(rows)
-        h_n, c_n = (torch.empty(self._state_shape(numbers), dtype=torch.float32, device=CPU) for _ in range(2))
-        self._copy_state(h_n.data_ptr(), c_n.data_ptr(), h_n.numel(), numbers)
+        h_n, c_n = (torch.empty(shape, dtype=torch.float32, device=CPU) for shape in self._state_shapes(numbers))
+        self._copy_state(h_n.data_ptr(), c_n.data_ptr(), h_n.numel(), c_n.numel(), numbers)
         return h_n, c_n
 
     def save(self, rows: Rows | None = None) -> dict[str, Any]:
@@ -137,7 +139,9 @@ class Stream(_direct.Stream):
         self._set(("saved h", "saved c"), saved_states.load(saved, self._fingerprint), self._numbers(rows))
 
     def __repr__(self) -> str:
-        return f"Stream({self.input_size}, {self.hidden_size}, num_layers={self.num_layers}, batch_size={self.batch_size})"
+        proj = f", proj_size={self.proj_size}" if self.proj_size else ""
+        sizes = f"{self.input_size}, {self.hidden_size}, num_layers={self.num_layers}{proj}"
+        return f"Stream({sizes}, batch_size={self.batch_size})"
 
     def __reduce__(self) -> str:
         raise TypeError("a Stream cannot be copied or pickled: make another of its module and restore what save() gives")
@@ -167,13 +171,20 @@ class Stream(_direct.Stream):
             seen.add(row)
         return numbers
 
-    def _state_shape(self, numbers: list[int] | None) -> list[int]:
-        return [self.num_layers, self.batch_size if numbers is None else len(numbers), self.hidden_size]
+    @property
+    def _h_size(self) -> int:
+        return self.proj_size or self.hidden_size
+
+    def _state_shapes(self, numbers: list[int] | None) -> tuple[list[int], list[int]]:
+        """Of h and c."""
+        rows = self.num_layers, self.batch_size if numbers is None else len(numbers)
+        return [*rows, self._h_size], [*rows, self.hidden_size]
 
     def _set(self, names: tuple[str, str], states: tuple[object, object], numbers: list[int] | None) -> None:
-        needed = self._state_shape(numbers)
-        h, c = (_plain_state(name, state, needed) for name, state in zip(names, states, strict=True))
-        self._set_state(h.data_ptr(), c.data_ptr(), h.numel(), numbers)
+        shapes = self._state_shapes(numbers)
+        widths = "proj_size" if self.proj_size else "hidden_size", "hidden_size"
+        h, c = (_plain_state(*state) for state in zip(names, states, shapes, widths, strict=True))
+        self._set_state(h.data_ptr(), c.data_ptr(), h.numel(), c.numel(), numbers)
 
     def _run_unusual(self, x: Tensor, out: Tensor | None, rows: Rows | None) -> Tensor:
         """What the compiled call does not take as it is: says what is wrong with it, or makes it plain."""
@@ -186,7 +197,7 @@ class Stream(_direct.Stream):
             raise ValueError(f"x must be {form}, got {list(x.shape)}")
         if out is not None:
             check_tensor("out", out, _FLOAT32, CPU)
-            needed = [*x.shape[:-1], self.hidden_size]
+            needed = [*x.shape[:-1], self._h_size]
             if list(out.shape) != needed:
                 raise ValueError(f"out must be {needed} for x {list(x.shape)}, got {list(out.shape)}")
             if not out.is_contiguous() or out.is_neg():
@@ -211,12 +222,12 @@ def _number(row: Any) -> int:
     raise TypeError(f"rows must be ints, got {row!r}")
 
 
-def _plain_state(name: str, state: object, needed: list[int]) -> Tensor:
-    """A plain copy of ``state``, if it is float32 of that shape."""
+def _plain_state(name: str, state: object, needed: list[int], width: str) -> Tensor:
+    """A plain copy of ``state``, if it is float32 of that shape, of which ``width`` is the last size."""
     check_tensor(name, state, _FLOAT32, CPU)
     assert isinstance(state, Tensor)
     if list(state.shape) != needed:
-        raise ValueError(f"{name} must be {needed} (num_layers, rows, hidden_size), got {list(state.shape)}")
+        raise ValueError(f"{name} must be {needed} (num_layers, rows, {width}), got {list(state.shape)}")
     plain = state.clone(memory_format=torch.contiguous_format)
     _check_memory(name, plain)
     return plain

@@ -56,7 +56,7 @@ enum class Sums : uint32_t {
 // A projection: sum over k of operand[k] * weight[k] for each unit and gate. Arrays are [block][gate][unit].
 struct Projection {
   Sums sums = Sums::kFloat;
-  int32_t depth = 0;         // input_size or hidden_size
+  int32_t depth = 0;         // of an operand row: input_size, hidden_size or proj_size
   int32_t padded_depth = 0;  // depth rounded up to kDepthStep (kFloat: depth)
   int32_t offset = 0;        // kInt8: sum = dot(operand, weights) + offset * weight_sums, modulo 2**32
   const void* weights = nullptr;
@@ -65,7 +65,7 @@ struct Projection {
   const int32_t* weight_zero_points = nullptr;  // kWide: sum = sum over k of operand * (weight - zero point)
   const float* multipliers = nullptr;           // scale of the operand * scale of the weights; 1 for kFloat
   const float* biases = nullptr;
-  Grid output[kGates];  // part igates or hgates
+  Grid output[kGates];  // part igates or hgates; four times hy
 };
 
 // Evaluations that give every entry of a known table exactly: evaluators.h.
@@ -115,7 +115,7 @@ constexpr bool is_tanh(int function) {
 //   tanh_cy  = functions[kTanhCy](c)
 //   h        = on_grid(gate[o] * tanh_cy, ogate_cy)
 //   output   = h
-//   h_next   = the operand that stands for h: steps(h, hx) as hidden.sums wants it, on_grid(h, hx) for kFloat
+//   h_next   = the operand that stands for h: steps(h, hx) as next_sums wants it, on_grid(h, hx) for kFloat
 // Products and sums are taken in the order written.
 struct Cell {
   int32_t hidden_size = 0;
@@ -128,8 +128,9 @@ struct Cell {
   Grid igate_cgate;
   Grid cell;  // part fgate_cx_igate_cgate
   Grid ogate_cy;
-  Grid hx;
-  bool h_is_operand = false;  // hx equals ogate_cy: steps(h, hx) are the steps that h was rounded to
+  Grid hx;                        // on which h is read next: by `hidden`, or by what projects it first
+  Sums next_sums = Sums::kFloat;  // of what reads it
+  bool h_is_operand = false;      // hx equals ogate_cy: steps(h, hx) are the steps that h was rounded to
 };
 
 // What changed in the operand row of a Sums::kInt8 projection since the row that `sums` stand for. A change is the
@@ -181,12 +182,13 @@ struct StepArgs {
   const Cell* cell;
   size_t rows;
   const void* h;    // operand of the hidden projection
-  size_t h_stride;  // bytes, of h and h_next
+  size_t h_stride;  // bytes
   const float* igates;
   size_t igates_stride;  // floats
   float* c;              // read and written
   size_t c_stride;       // floats
   void* h_next;
+  size_t h_next_stride;  // bytes
   float* output;
   size_t output_stride;  // floats
   int32_t first_block;

@@ -47,7 +47,7 @@ bool has_int8_form(const Cell& cell) {
   for (const Grid* grid : float32) {
     if (grid->present()) return false;
   }
-  return cell.hidden.sums == Sums::kInt8 && cell.h_is_operand && cell.ogate_cy.present();
+  return cell.next_sums == Sums::kInt8 && cell.h_is_operand && cell.ogate_cy.present();
 }
 
 // Whether every part has a grid, the cell state keeps its own, and h is its own operand.
@@ -62,7 +62,7 @@ inline bool has_grids_form(const Cell& cell) {
   for (const Grid* grid : grids) {
     if (!grid->present()) return false;
   }
-  return cell.hidden.sums == Sums::kInt8 && cell.h_is_operand && !cell.cx.present();
+  return cell.next_sums == Sums::kInt8 && cell.h_is_operand && !cell.cx.present();
 }
 
 // A grid's steps as floats; -0.0 may appear.
@@ -211,22 +211,22 @@ LSTM_QUANT_INLINE void update_cell(const StepArgs& args, const Tile<V, N, kAlong
   }
 }
 
-// What the next step's hidden projection reads for h; `steps` are those on the grid of ogate_cy.
+// What reads h next reads for it; `steps` are those on the grid of ogate_cy.
 template <class V, CellForm kForm>
 LSTM_QUANT_INLINE void store_operand(const StepArgs& args, size_t row, size_t unit, typename V::F h,
                                      typename V::F steps) {
   const Cell& cell = *args.cell;
-  char* out = static_cast<char*>(args.h_next) + row * args.h_stride;
+  char* out = static_cast<char*>(args.h_next) + row * args.h_next_stride;
   if constexpr (kForm != CellForm::kAny) {
     V::store_u8(reinterpret_cast<uint8_t*>(out) + unit, V::to_int(V::sub(steps, V::set(cell.hx.low))));
     return;
   }
-  if (cell.hidden.sums == Sums::kFloat) {
+  if (cell.next_sums == Sums::kFloat) {
     V::store(reinterpret_cast<float*>(out) + unit, on_grid<V>(h, cell.hx));
     return;
   }
   const auto operand = cell.h_is_operand ? steps : round_to<V>(h, cell.hx);
-  if (cell.hidden.sums == Sums::kInt8) {
+  if (cell.next_sums == Sums::kInt8) {
     V::store_u8(reinterpret_cast<uint8_t*>(out) + unit, V::to_int(V::sub(operand, V::set(cell.hx.low))));
   } else {
     V::store_i32(reinterpret_cast<int32_t*>(out) + unit, V::to_int(operand));

@@ -7,6 +7,7 @@
 
 #include <math.h>
 #include <stdint.h>
+#include <string.h>
 
 /* To integers, NaN to the least. Rounding is to even, C's default. */
 static int32_t lstm_quantize(const lstmq_grid* grid, float v) {
@@ -50,7 +51,7 @@ static void lstm_project(const lstmq_projection* p, int32_t rows, const float* v
         sum = sum + product;
       }
     }
-    result[row] = sum + p->bias[row];
+    result[row] = sum + (p->bias != NULL ? p->bias[row] : 0.0f);
   }
 }
 
@@ -94,11 +95,16 @@ static float lstm_function(const lstmq_function* f, float v) {
                          f->table16 != NULL ? f->table16[index] : f->table32[index]);
 }
 
-/* One step of one row: x [input_size] in, the states h and c [hidden_size] in and out. `gates` has room for 8 *
-   hidden_size floats, `q` for as many integers as input_size or hidden_size, whichever is larger. */
+/* How wide h is. */
+static int32_t lstm_h_size(const lstmq_cell* cell) {
+  return cell->proj_size != 0 ? cell->proj_size : cell->hidden_size;
+}
+
+/* One step of one row: x [input_size] in, the states h [lstm_h_size] and c [hidden_size] in and out. `gates` has room
+   for 8 * hidden_size floats, `q` for as many integers as the largest of the three sizes. */
 static void lstm_cell_step(const lstmq_cell* cell, const float* x, float* h, float* c, float* gates, int32_t* q) {
   const int32_t units = cell->hidden_size;
-  float *igates = gates, *hgates = gates + 4 * units;
+  float *igates = gates, *hgates = gates + 4 * units, *ogate_cy = gates; /* igates of a unit are read before */
   int32_t unit, g;
   lstm_project(&cell->ih, 4 * units, x, q, igates);
   lstm_project(&cell->hh, 4 * units, h, q, hgates);
@@ -114,8 +120,14 @@ static void lstm_cell_step(const lstmq_cell* cell, const float* x, float* h, flo
     igate_cgate = lstm_on_grid(&cell->igate_cgate, gate[0] * gate[2]);
     c[unit] = lstm_on_grid(&cell->fgate_cx_igate_cgate, fgate_cx + igate_cgate);
     tanh_cy = lstm_function(&cell->functions[4], c[unit]);
-    h[unit] = lstm_on_grid(&cell->ogate_cy, gate[3] * tanh_cy);
+    ogate_cy[unit] = lstm_on_grid(&cell->ogate_cy, gate[3] * tanh_cy);
   }
+  if (cell->proj_size == 0) {
+    memcpy(h, ogate_cy, units * sizeof *h);
+    return;
+  }
+  lstm_project(&cell->hr, cell->proj_size, ogate_cy, q, h);
+  for (unit = 0; unit < cell->proj_size; ++unit) h[unit] = lstm_on_grid(&cell->hy, h[unit]);
 }
 
 #endif

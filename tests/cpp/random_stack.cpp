@@ -23,7 +23,8 @@ enum Row {
   kCellState,
   kTanhInput,
   kTanhCyRow,
-  kOgateCy
+  kOgateCy,
+  kHyRow  // where there is one
 };
 
 void set(double* row, double range_low, double range_high, int64_t quant_min, int64_t quant_max) {
@@ -49,6 +50,11 @@ void set_steps(double* row, double scale, int64_t quant_min, int64_t quant_max) 
 }
 
 }  // namespace
+
+int64_t random_proj_size(Dice& dice, int64_t hidden_size) {
+  if (dice.chance(0.6)) return 0;
+  return dice.integer(1, dice.chance(0.2) ? 150 : hidden_size);
+}
 
 AlignedBytes::AlignedBytes(size_t count)
     : data_(static_cast<uint8_t*>(::operator new(count, std::align_val_t{kAlign}))), size_(count) {}
@@ -84,11 +90,18 @@ RandomStack::RandomStack(Dice& dice, const Sizes& sizes, Style style) : sizes_(s
     CellSource source;
     const bool float_weights = style == Style::kFloat || (style == Style::kMixed && dice.chance(0.3));
     const bool affine = style == Style::kMixed && dice.chance(0.3);
-    source.input = matrix(dice, sizes.depth(i / sizes.num_directions), float_weights, affine);
-    source.hidden = matrix(dice, sizes.hidden_size, float_weights, affine);
-    const double* rows = keep(grids(dice, style));
+    source.input =
+        matrix(dice, kGates * sizes.hidden_size, sizes.depth(i / sizes.num_directions), float_weights, affine);
+    source.hidden = matrix(dice, kGates * sizes.hidden_size, sizes.h_size(), float_weights, affine);
+    std::vector<double> all_grids = grids(dice, style);
+    if (sizes.proj_size != 0) {
+      const bool other_weights = style == Style::kMixed && dice.chance(0.3);
+      source.hy = matrix(dice, sizes.proj_size, sizes.hidden_size, float_weights != other_weights, affine);
+      source.hy.bias = nullptr;
+    }
+    source.grid_rows = static_cast<int64_t>(all_grids.size()) / kFields;
+    const double* rows = keep(std::move(all_grids));
     source.grids = rows;
-    source.grid_rows = kParts;
     for (int f = 0; f <= kGates; ++f) {
       const double* input = rows + kFields * (f < kGates ? kGates4 + f : kTanhInput);
       if (f == kTanhCy && input[0] == 0) input = rows + kFields * kCellState;
@@ -106,8 +119,7 @@ AlignedBytes RandomStack::pack() const {
   return blob;
 }
 
-MatrixSource RandomStack::matrix(Dice& dice, int64_t depth, bool is_float, bool affine) {
-  const int64_t rows = kGates * sizes_.hidden_size;
+MatrixSource RandomStack::matrix(Dice& dice, int64_t rows, int64_t depth, bool is_float, bool affine) {
   MatrixSource source;
   source.depth = depth;
   std::vector<float> bias(rows);
@@ -134,7 +146,11 @@ MatrixSource RandomStack::matrix(Dice& dice, int64_t depth, bool is_float, bool 
 }
 
 std::vector<double> RandomStack::grids(Dice& dice, Style style) {
-  std::vector<double> all(kParts * kFields, 0.0);
+  const bool mixed = style == Style::kMixed;
+  const bool projects = sizes_.proj_size != 0;
+  // a part without a grid may have a row of zeros or none
+  const int count = kParts + (projects && (!mixed || dice.chance(0.5)) && style != Style::kFloat);
+  std::vector<double> all(count * kFields, 0.0);
   double* rows = all.data();
   const auto row = [&](int i) { return rows + i * kFields; };
   if (style == Style::kFloat) return all;
@@ -146,15 +162,15 @@ std::vector<double> RandomStack::grids(Dice& dice, Style style) {
     }
     set_steps(row(kTanhInput), 10.0 / 2047, -2048, 2047);
     set_steps(row(kTanhCyRow), 0x1p-15, -32768, 32768);
-    std::memcpy(row(kOgateCy), row(kHx), kFields * sizeof(double));
+    std::memcpy(row(projects ? kHyRow : kOgateCy), row(kHx), kFields * sizeof(double));
+    if (projects) set(row(kOgateCy), -0.9, 0.95, 0, 255);
     return all;
   }
-  const bool mixed = style == Style::kMixed;
-  for (int i = 0; i < kParts; ++i) {
+  for (int i = 0; i < count; ++i) {
     if (mixed && dice.chance(0.4)) continue;
     const double range = i == kX ? 3 : i >= kIgates && i < kOutputs ? 8 : i >= kFgateCx && i <= kTanhInput ? 4 : 1.1;
     const bool is_gates16 = style == Style::kGates16 || style == Style::kGates16Preset;
-    const bool is_byte = style == Style::kAllInt8 || i == kX || i == kHx || (is_gates16 && i == kOgateCy);
+    const bool is_byte = style == Style::kAllInt8 || i == kX || i == kHx || (is_gates16 && i >= kOgateCy);
     const int bits = is_byte ? 8 : 16;
     set_random(dice, row(i), range, mixed ? 2 : bits, mixed ? 16 : bits);
   }
@@ -167,7 +183,8 @@ std::vector<double> RandomStack::grids(Dice& dice, Style style) {
     set_steps(row(kTanhCyRow), 1.0 / 32767, -32767, 32767);
   }
   if (!mixed || dice.chance(0.5)) {
-    std::memcpy(row(kHx), row(kOgateCy), kFields * sizeof(double));
+    const int written = !projects ? kOgateCy : count > kParts ? kHyRow : kHx;
+    std::memmove(row(kHx), row(written), kFields * sizeof(double));
     std::memcpy(row(kCx), row(kCellState), kFields * sizeof(double));
   }
   return all;
@@ -195,17 +212,17 @@ FloatCall::FloatCall(Dice& dice, const Sizes& all_sizes, int64_t all_steps, int6
     : sizes(all_sizes), steps(all_steps), rows(all_rows) {
   x.resize(steps * rows * sizes.input_size);
   for (float& v : x) v = dice.real(-4, 4);
-  const int64_t states = sizes.cells() * rows * sizes.hidden_size;
+  const int64_t states = sizes.cells() * rows;
   if (with_states) {
-    hx.resize(states);
-    cx.resize(states);
+    hx.resize(states * sizes.h_size());
+    cx.resize(states * sizes.hidden_size);
     for (float& v : hx) v = dice.real(-1.2f, 1.2f);
     for (float& v : cx) v = dice.real(-3, 3);
   }
   // a value that no cell gives, so that what is not written shows
-  output.assign(steps * rows * sizes.num_directions * sizes.hidden_size, 1e30f);
-  h_n.assign(states, 1e30f);
-  c_n.assign(states, 1e30f);
+  output.assign(steps * rows * sizes.num_directions * sizes.h_size(), 1e30f);
+  h_n.assign(states * sizes.h_size(), 1e30f);
+  c_n.assign(states * sizes.hidden_size, 1e30f);
 }
 
 Call FloatCall::call() {

@@ -33,6 +33,9 @@ class Dice {
   std::mt19937 engine_;
 };
 
+// A proj_size for so many hidden units: often none, seldom more than they are.
+int64_t random_proj_size(Dice& dice, int64_t hidden_size);
+
 // A blob's bytes at an aligned place of exactly their number, so that a sanitizer sees what is read beyond.
 class AlignedBytes {
  public:
@@ -62,7 +65,7 @@ class RandomStack {
  private:
   template <class T>
   T* keep(std::vector<T> values);
-  MatrixSource matrix(Dice& dice, int64_t depth, bool is_float, bool affine);
+  MatrixSource matrix(Dice& dice, int64_t rows, int64_t depth, bool is_float, bool affine);
   std::vector<double> grids(Dice& dice, Style style);
   TableSource table(const double* input, const double* output, bool is_tanh);
 

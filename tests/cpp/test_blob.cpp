@@ -8,7 +8,7 @@
 namespace lstm_quant::testing {
 namespace {
 
-const Sizes kSizes{9, 21, 2, 2};
+const Sizes kSizes{9, 21, 2, 2, 13};
 
 AlignedBytes good_blob(Style style = Style::kInt8Preset) {
   Dice dice(5);
@@ -67,12 +67,12 @@ TEST(sizes_that_do_not_fit_or_overflow_are_refused) {
   const BlobHeader good_header = header_of(good);
   const int64_t values[] = {
       0, -1, 1, 22, 1 << 20, kMaxSize, kMaxSize + 1, int64_t{1} << 31, int64_t{1} << 32, INT64_MAX, INT64_MIN};
-  for (int field = 0; field < 4; ++field) {
+  for (int field = 0; field < 5; ++field) {
     for (int64_t value : values) {
       AlignedBytes bytes = good;
       BlobHeader header = good_header;
       int64_t* sizes[] = {&header.sizes.input_size, &header.sizes.hidden_size, &header.sizes.num_layers,
-                          &header.sizes.num_directions};
+                          &header.sizes.num_directions, &header.sizes.proj_size};
       *sizes[field] = value;
       put_header(bytes, header);
       // fewer cells of the same kind are a blob that is longer than it need be
@@ -141,6 +141,7 @@ TEST(sources_that_do_not_fit_are_refused_with_their_place) {
     CHECK(message.find("layer 0, direction 1") != std::string::npos) << message;
   };
   has(error([](CellSource& source, auto&) { source.grid_rows = 24; }), "grids must have 25 or 33 rows, got 24");
+  has(error([](CellSource& source, auto&) { source.grid_rows = 26; }), "grids must have 25 or 33 rows, got 26");
   has(error([](CellSource& source, auto&) { source.tables[1].count -= 1; }),
       "part forget_gate: its table must have 4096");
   has(error([](CellSource&, auto& grids) { grids[0] = -1; }), "part x");

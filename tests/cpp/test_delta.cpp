@@ -65,7 +65,9 @@ TEST(delta_steps_give_the_same_bits) {
     const CheckedKernels checked = check_evaluators(with_counts);
     for (uint32_t seed = 0; seed < seeds(40); ++seed) {
       Dice dice(seed);
-      const Sizes sizes{dice.integer(1, 70), dice.integer(1, 100), dice.integer(1, 2), dice.integer(1, 2)};
+      const int64_t hidden_size = dice.integer(1, 100);
+      const Sizes sizes{dice.integer(1, 70), hidden_size, dice.integer(1, 2), dice.integer(1, 2),
+                        random_proj_size(dice, hidden_size)};
       const RandomStack stack(dice, sizes, kStyles[seed % std::size(kStyles)]);
       const AlignedBytes bytes = stack.pack();
       const Blob blob(bytes.data(), bytes.size());
@@ -89,7 +91,8 @@ TEST(a_stream_goes_on_by_changes_from_call_to_call) {
     const CheckedKernels checked = check_evaluators(with_counts);
     for (uint32_t seed = 0; seed < seeds(12); ++seed) {
       Dice dice(seed);
-      const Sizes sizes{dice.integer(1, 70), dice.integer(64, 100), dice.integer(1, 2), 1};
+      const int64_t hidden_size = dice.integer(64, 100);
+      const Sizes sizes{dice.integer(1, 70), hidden_size, dice.integer(1, 2), 1, random_proj_size(dice, hidden_size)};
       const RandomStack stack(dice, sizes, dice.chance(0.5) ? Style::kInt8Preset : Style::kAllInt8);
       const AlignedBytes bytes = stack.pack();
       const Blob blob(bytes.data(), bytes.size());
@@ -104,7 +107,7 @@ TEST(a_stream_goes_on_by_changes_from_call_to_call) {
         for (int64_t step = 0, chunk; step < got.steps; step += chunk) {
           chunk = dice.chance(0.9) ? 1 : dice.integer(1, got.steps - step);
           ThreadedParallel parallel(static_cast<int>(dice.integer(1, 20) == 1 ? 2 : 1));
-          stream.run(parallel, chunk, x, got.output.data() + step * sizes.hidden_size);
+          stream.run(parallel, chunk, x, got.output.data() + step * sizes.h_size());
           x.data = static_cast<const char*>(x.data) + chunk * x.step_bytes;
         }
         stream.copy_state(got.h_n.data(), got.c_n.data());

@@ -84,10 +84,12 @@ Outcome run(const Kernels& kernels, const Cell& cell, const Case& one, const Ope
   const size_t stride = static_cast<size_t>(one.last_block - one.first_block) * kBlock;
   const size_t c_stride = static_cast<size_t>(cell.blocks) * kUnits;
   const size_t depth = std::max(cell.input.padded_depth, cell.hidden.padded_depth);
-  const size_t h_stride = round_up(c_stride * operand_item_bytes(cell.hidden.sums), kAlign);
-  Outcome outcome{zeros(one.rows * stride * sizeof(float)), c, zeros(one.rows * h_stride),
+  const size_t next_stride = round_up(c_stride * operand_item_bytes(cell.next_sums), kAlign);
+  Outcome outcome{zeros(one.rows * stride * sizeof(float)), c, zeros(one.rows * next_stride),
                   std::vector<float>(one.rows * cell.hidden_size, -7.0f)};
-  // the operand's rows are as wide as those of whole blocks, which hold what a step writes
+  // the operand's rows are as wide as those of whole blocks of units
+  const size_t units = round_up(cell.hidden.depth, kUnits);
+  const size_t h_stride = round_up(units * operand_item_bytes(cell.hidden.sums), kAlign);
   AlignedBytes h_now = zeros(one.rows * h_stride);
   for (size_t row = 0; row < one.rows; ++row) {
     std::memcpy(h_now.data() + row * h_stride, h.bytes.data() + row * h.stride, std::min(h.stride, h_stride));
@@ -96,8 +98,8 @@ Outcome run(const Kernels& kernels, const Cell& cell, const Case& one, const Ope
   kernels.project({&cell.input, one.rows, x.bytes.data(), x.stride, floats(outcome.igates), stride, one.first_block,
                    one.last_block, scratch.data()});
   kernels.step({&cell, one.rows, h_now.data(), h_stride, floats(outcome.igates), stride, floats(outcome.c), c_stride,
-                outcome.h.data(), outcome.output.data(), static_cast<size_t>(cell.hidden_size), one.first_block,
-                one.last_block, one.descending, scratch.data()});
+                outcome.h.data(), next_stride, outcome.output.data(), static_cast<size_t>(cell.hidden_size),
+                one.first_block, one.last_block, one.descending, scratch.data()});
   return outcome;
 }
 
@@ -112,7 +114,8 @@ AlignedBytes random_states(Dice& dice, const Cell& cell, size_t rows) {
 }
 
 void compare(Dice& dice, Style style, int64_t input_size, int64_t hidden_size, size_t rows) {
-  const RandomStack stack(dice, {input_size, hidden_size, 1, 1}, style);
+  const int64_t proj_size = random_proj_size(dice, hidden_size);
+  const RandomStack stack(dice, {input_size, hidden_size, 1, 1, proj_size}, style);
   const AlignedBytes bytes = stack.pack();
   const BoundCell bound = Blob(bytes.data(), bytes.size()).cell(0);
   Cell plain = bound.cell;
@@ -120,20 +123,21 @@ void compare(Dice& dice, Style style, int64_t input_size, int64_t hidden_size, s
   const auto first = static_cast<int32_t>(dice.chance(0.5) ? 0 : dice.integer(0, plain.blocks - 1));
   const auto last = static_cast<int32_t>(dice.chance(0.5) ? plain.blocks : dice.integer(first + 1, plain.blocks));
   const Case one{rows, first, last, dice.chance(0.5)};
-  const Operand x(dice, plain.input, bound.x, rows), h(dice, plain.hidden, plain.hx, rows);
+  const Operand x(dice, plain.input, bound.x, rows), h(dice, plain.hidden, bound.hx, rows);
   const AlignedBytes c = random_states(dice, plain, rows);
   const Outcome want = run(kScalarKernels, plain, one, x, h, c);
   for (const Kernels* kernels : vector_kernels()) {
     const Outcome got = run(*kernels, bound.cell, one, x, h, c);
     const auto check = [&](bool same, const char* what) {
       CHECK(same) << "in " << what << " of " << kernels->name << ", style " << static_cast<int>(style) << ", "
-                  << input_size << " -> " << hidden_size << ", " << rows << " rows, blocks " << first << " to " << last;
+                  << input_size << " -> " << hidden_size << " -> " << proj_size << ", " << rows << " rows, blocks "
+                  << first << " to " << last;
     };
     const auto values = [](const AlignedBytes& b) { return reinterpret_cast<const float*>(b.data()); };
     check(same_floats(values(want.igates), values(got.igates), want.igates.size() / sizeof(float)), "igates");
     check(same_floats(values(want.c), values(got.c), want.c.size() / sizeof(float)), "c");
     check(same_floats(want.output.data(), got.output.data(), want.output.size()), "output");
-    const bool is_float = plain.hidden.sums == Sums::kFloat;
+    const bool is_float = plain.next_sums == Sums::kFloat;
     check(is_float ? same_floats(values(want.h), values(got.h), want.h.size() / sizeof(float))
                    : std::memcmp(want.h.data(), got.h.data(), want.h.size()) == 0,
           "the operand for h");

@@ -25,7 +25,7 @@ Values random_lengths(Dice& dice, int64_t rows, int64_t steps) {
 FloatCall each_alone(const Blob& blob, const FloatCall& padded, const Values& lengths) {
   FloatCall result = padded;
   const Sizes& sizes = padded.sizes;
-  const int64_t width = sizes.num_directions * sizes.hidden_size, units = sizes.hidden_size;
+  const int64_t width = sizes.num_directions * sizes.h_size();
   SerialParallel serial;
   for (int64_t row = 0; row < padded.rows; ++row) {
     Dice dice(0);
@@ -35,16 +35,16 @@ FloatCall each_alone(const Blob& blob, const FloatCall& padded, const Values& le
         std::copy_n(from.begin() + (i * padded.rows + row) * size, size, to.begin() + i * size);
     };
     copy(one.x, padded.x, lengths[row], sizes.input_size);
-    copy(one.hx, padded.hx, sizes.cells(), units);
-    copy(one.cx, padded.cx, sizes.cells(), units);
+    copy(one.hx, padded.hx, sizes.cells(), sizes.h_size());
+    copy(one.cx, padded.cx, sizes.cells(), sizes.hidden_size);
     run_lstm(blob, check_evaluators(kScalarKernels), serial, one.call());
     const auto put = [&](std::vector<float>& to, const std::vector<float>& from, int64_t count, int64_t size) {
       for (int64_t i = 0; i < count; ++i)
         std::copy_n(from.begin() + i * size, size, to.begin() + (i * padded.rows + row) * size);
     };
     put(result.output, one.output, lengths[row], width);
-    put(result.h_n, one.h_n, sizes.cells(), units);
-    put(result.c_n, one.c_n, sizes.cells(), units);
+    put(result.h_n, one.h_n, sizes.cells(), sizes.h_size());
+    put(result.c_n, one.c_n, sizes.cells(), sizes.hidden_size);
   }
   return result;
 }
@@ -91,9 +91,9 @@ FloatCall pack(const FloatCall& call, const Packing& packing) {
   FloatCall packed = call;
   packed.steps = static_cast<int64_t>(packing.batch_sizes.size());
   packed.x = packing.pack(call.x, sizes.input_size);
-  packed.output = packing.pack(call.output, sizes.num_directions * sizes.hidden_size);
-  for (auto states : {&FloatCall::hx, &FloatCall::cx, &FloatCall::h_n, &FloatCall::c_n})
-    packed.*states = packing.sort(call.*states, sizes.hidden_size);
+  packed.output = packing.pack(call.output, sizes.num_directions * sizes.h_size());
+  for (auto states : {&FloatCall::hx, &FloatCall::h_n}) packed.*states = packing.sort(call.*states, sizes.h_size());
+  for (auto states : {&FloatCall::cx, &FloatCall::c_n}) packed.*states = packing.sort(call.*states, sizes.hidden_size);
   return packed;
 }
 
@@ -102,7 +102,9 @@ TEST(rows_of_different_lengths_give_what_each_gives_alone) {
     const CheckedKernels checked = check_evaluators(*kernels);
     for (uint32_t seed = 0; seed < seeds(60); ++seed) {
       Dice dice(seed);
-      const Sizes sizes{dice.integer(1, 40), dice.integer(1, 70), dice.integer(1, 3), dice.integer(1, 2)};
+      const int64_t hidden_size = dice.integer(1, 70);
+      const Sizes sizes{dice.integer(1, 40), hidden_size, dice.integer(1, 3), dice.integer(1, 2),
+                        random_proj_size(dice, hidden_size)};
       const RandomStack stack(dice, sizes, kStyles[seed % std::size(kStyles)]);
       const AlignedBytes bytes = stack.pack();
       const Blob blob(bytes.data(), bytes.size());

@@ -30,7 +30,9 @@ CheckedKernels scalar() {
 }
 
 Sizes random_sizes(Dice& dice) {
-  return {dice.integer(1, 40), dice.integer(1, 70), dice.integer(1, 3), dice.integer(1, 2)};
+  const int64_t hidden_size = dice.integer(1, 70);
+  return {dice.integer(1, 40), hidden_size, dice.integer(1, 3), dice.integer(1, 2),
+          random_proj_size(dice, hidden_size)};
 }
 
 TEST(every_kernel_gives_the_scalar_bits) {
@@ -59,7 +61,7 @@ TEST(projecting_ahead_gives_the_same_bits) {
     for (uint32_t seed = 0; seed < seeds(60); ++seed) {
       Dice dice(seed);
       Sizes sizes = random_sizes(dice);
-      sizes.input_size = dice.integer((sizes.hidden_size + 1) / 2, sizes.hidden_size);
+      sizes.input_size = dice.integer((sizes.h_size() + 1) / 2, sizes.h_size());
       const RandomStack stack(dice, sizes, kStyles[seed % std::size(kStyles)]);
       const AlignedBytes bytes = stack.pack();
       const Blob blob(bytes.data(), bytes.size());
@@ -153,7 +155,7 @@ TEST(a_crew_that_breaks_up_on_the_way_changes_nothing) {
       for (const int crew : {2, 3}) {  // members for each direction
         for (const int64_t rows : {1, 2}) {
           Dice dice(static_cast<uint32_t>(10 * layers + crew));
-          const Sizes sizes{7, 70, layers, directions};
+          const Sizes sizes{7, 70, layers, directions, rows == 2 ? 130 : 0};
           const int64_t steps = 40;
           const RandomStack stack(dice, sizes, Style::kInt8Preset);
           const AlignedBytes bytes = stack.pack();
@@ -206,9 +208,9 @@ TEST(rows_do_not_depend_on_each_other) {
   }
 }
 
-TEST(integers_in_and_out_are_those_of_the_grids) {
+void compare_integers(int64_t proj_size) {
   Dice dice(2);
-  const RandomStack stack(dice, {20, 40, 2, 1}, Style::kAllInt8);
+  const RandomStack stack(dice, {20, 40, 2, 1, proj_size}, Style::kAllInt8);
   const AlignedBytes bytes = stack.pack();
   const Blob blob(bytes.data(), bytes.size());
   const CheckedKernels checked = check_evaluators(*usable_kernels().front());
@@ -228,8 +230,12 @@ TEST(integers_in_and_out_are_those_of_the_grids) {
   call.h_dtype = call.c_dtype = DType::kInt32;
   run_lstm(blob, checked, serial, call);
   std::vector<float> back(output.size());
-  to_floats(blob.cell(1).cell.ogate_cy, output.data(), DType::kInt32, output.size(), back.data());
+  to_floats(blob.cell(1).h, output.data(), DType::kInt32, output.size(), back.data());
   CHECK(same_bits(back, floats.output)) << "output";
+}
+
+TEST(integers_in_and_out_are_those_of_the_grids) {
+  for (const int64_t proj_size : {0, 12}) compare_integers(proj_size);
 }
 
 TEST(a_hidden_state_that_is_not_wanted_is_the_output_alone) {
@@ -264,7 +270,7 @@ TEST(integers_for_a_part_without_a_grid_are_refused) {
 
 TEST(a_sequence_without_steps_gives_the_states_back) {
   Dice dice(4);
-  const RandomStack stack(dice, {4, 5, 2, 2}, Style::kInt8Preset);
+  const RandomStack stack(dice, {4, 5, 2, 2, 3}, Style::kInt8Preset);
   const AlignedBytes bytes = stack.pack();
   const Blob blob(bytes.data(), bytes.size());
   SerialParallel serial;

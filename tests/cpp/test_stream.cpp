@@ -16,7 +16,7 @@ namespace lstm_quant::testing {
 namespace {
 
 void run_in_chunks(Dice& dice, Stream& stream, const Call& whole) {
-  const int64_t row_items = stream.sizes().hidden_size * whole.rows;
+  const int64_t row_items = stream.sizes().h_size() * whole.rows;
   auto* output = static_cast<float*>(whole.output);
   for (int64_t step = 0, chunk; step < whole.steps; step += chunk) {
     chunk = dice.integer(0, whole.steps - step);
@@ -33,7 +33,8 @@ TEST(a_stream_gives_what_one_call_gives) {
     SerialParallel serial;
     for (uint32_t seed = 0; seed < seeds(60); ++seed) {
       Dice dice(seed);
-      const Sizes sizes{dice.integer(1, 40), dice.integer(1, 70), dice.integer(1, 3), 1};
+      const int64_t hidden_size = dice.integer(1, 70);
+      const Sizes sizes{dice.integer(1, 40), hidden_size, dice.integer(1, 3), 1, random_proj_size(dice, hidden_size)};
       const RandomStack stack(dice, sizes, kStyles[seed % std::size(kStyles)]);
       const AlignedBytes bytes = stack.pack();
       const Blob blob(bytes.data(), bytes.size());
@@ -75,23 +76,24 @@ void for_rows(const std::vector<int64_t>& rows, int64_t all_rows, int64_t units,
 // Each row begins with a reset of its own and goes on in calls with whichever others.
 void run_by_rows(Dice& dice, Stream& stream, const Call& whole) {
   const Sizes& sizes = stream.sizes();
-  const int64_t inputs = sizes.input_size, units = sizes.hidden_size, cells = sizes.cells(), rows = stream.rows();
+  const int64_t inputs = sizes.input_size, cells = sizes.cells(), rows = stream.rows();
+  const int64_t width = sizes.h_size(), units = sizes.hidden_size;
   const auto* hx = static_cast<const float*>(whole.hx);
   const auto* cx = static_cast<const float*>(whole.cx);
   std::vector<int64_t> taken(rows, -1);  // steps; -1: not reset
   for (;;) {
     const std::vector<int64_t> chosen = choose(dice, taken, whole.steps);
     const int64_t count = static_cast<int64_t>(chosen.size());
-    std::vector<float> h(cells * count * units), c(h.size());
+    std::vector<float> h(cells * count * width), c(cells * count * units);
     std::vector<int64_t> fresh;
     for (const int64_t row : chosen) {
       if (taken[row] < 0) fresh.push_back(row), taken[row] = 0;
     }
     if (hx != nullptr) {
-      for_rows(fresh, rows, units, cells, [&](int64_t from, int64_t to) {
-        std::copy_n(hx + from, units, h.begin() + to);
-        std::copy_n(cx + from, units, c.begin() + to);
-      });
+      for_rows(fresh, rows, width, cells,
+               [&](int64_t from, int64_t to) { std::copy_n(hx + from, width, h.begin() + to); });
+      for_rows(fresh, rows, units, cells,
+               [&](int64_t from, int64_t to) { std::copy_n(cx + from, units, c.begin() + to); });
     }
     const int64_t none = 0;
     const auto numbers = [&](const std::vector<int64_t>& of) {
@@ -101,7 +103,7 @@ void run_by_rows(Dice& dice, Stream& stream, const Call& whole) {
     stream.reset(hx == nullptr ? nullptr : h.data(), hx == nullptr ? nullptr : c.data(), numbers(fresh));
     int64_t steps = dice.integer(0, 4);
     for (const int64_t row : chosen) steps = std::min(steps, whole.steps - taken[row]);
-    std::vector<float> x(steps * count * inputs), output(steps * count * units);
+    std::vector<float> x(steps * count * inputs), output(steps * count * width);
     for (int64_t step = 0; step < steps; ++step) {
       for (int64_t i = 0; i < count; ++i) {
         const char* from = static_cast<const char*>(whole.x.data) + (taken[chosen[i]] + step) * whole.x.step_bytes;
@@ -114,14 +116,16 @@ void run_by_rows(Dice& dice, Stream& stream, const Call& whole) {
                numbers(chosen));
     for (int64_t step = 0; step < steps; ++step) {
       for (int64_t i = 0; i < count; ++i) {
-        std::copy_n(output.begin() + (step * count + i) * units, units,
-                    static_cast<float*>(whole.output) + ((taken[chosen[i]] + step) * rows + chosen[i]) * units);
+        std::copy_n(output.begin() + (step * count + i) * width, width,
+                    static_cast<float*>(whole.output) + ((taken[chosen[i]] + step) * rows + chosen[i]) * width);
       }
     }
     for (const int64_t row : chosen) taken[row] += steps;
     stream.copy_state(h.data(), c.data(), numbers(chosen));
+    for_rows(chosen, rows, width, cells, [&](int64_t to, int64_t from) {
+      std::copy_n(h.begin() + from, width, static_cast<float*>(whole.h_n) + to);
+    });
     for_rows(chosen, rows, units, cells, [&](int64_t to, int64_t from) {
-      std::copy_n(h.begin() + from, units, static_cast<float*>(whole.h_n) + to);
       std::copy_n(c.begin() + from, units, static_cast<float*>(whole.c_n) + to);
     });
     if (std::all_of(taken.begin(), taken.end(), [&](int64_t steps_of) { return steps_of == whole.steps; })) return;
@@ -134,7 +138,8 @@ TEST(rows_that_go_on_with_whichever_others_give_the_same) {
     SerialParallel serial;
     for (uint32_t seed = 0; seed < seeds(30); ++seed) {
       Dice dice(seed);
-      const Sizes sizes{dice.integer(1, 40), dice.integer(1, 70), dice.integer(1, 3), 1};
+      const int64_t hidden_size = dice.integer(1, 70);
+      const Sizes sizes{dice.integer(1, 40), hidden_size, dice.integer(1, 3), 1, random_proj_size(dice, hidden_size)};
       const RandomStack stack(dice, sizes, kStyles[seed % std::size(kStyles)]);
       const AlignedBytes bytes = stack.pack();
       FloatCall expected(dice, sizes, dice.integer(1, 9), dice.integer(1, 20), dice.chance(0.5));
