@@ -42,7 +42,7 @@ class Floor:
         return Floor(json.loads(output))
 
     def seconds(self, shape: Shape, threads: int) -> float:
-        hidden = 4 * shape.H * shape.H * shape.directions
+        hidden = shape.hidden_weights() * shape.directions
         inputs = [4 * shape.H * size * shape.directions for size in shape.input_sizes()]
         everything = shape.layers * hidden + sum(inputs)
         # in a sequence the hidden weights of one layer stay near; one step goes through all weights before it meets any again

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from shapes import Case
-from systems import OURS, SYSTEMS, Call, System, int8
+from systems import OURS, SYSTEMS, Call, System, int8, without_projection
 from torch import Tensor
 
 import torch_lstm_quant as tlq
@@ -183,21 +183,23 @@ class _Ncnn:
 
 
 PEERS = {
-    "ort_float32": System(_ort_float32, "ONNX Runtime, LSTM", package="onnxruntime"),
+    "ort_float32": System(_ort_float32, "ONNX Runtime, LSTM", takes=without_projection, package="onnxruntime"),
     "ort_int8": System(
         _ort_int8(reduce_range=False),
         "ONNX Runtime, quantize_dynamic, weights QInt8; gates and cell float32",
+        takes=without_projection,
         package="onnxruntime",
     ),
     "ort_int8_7bit": System(
         _ort_int8(reduce_range=True),
         "ONNX Runtime, quantize_dynamic, weights QInt8 with reduce_range; gates and cell float32",
+        takes=without_projection,
         package="onnxruntime",
     ),
     "ncnn_int8": System(
         _Ncnn,
         "ncnn, LSTM with int8 weights; gates and cell float32",
-        takes=lambda shape: shape.B == 1,  # its LSTM has no batches
+        takes=lambda shape: shape.B == 1 and not shape.proj,  # its LSTM has no batches
         package="ncnn",
     ),
 }

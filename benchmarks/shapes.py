@@ -20,24 +20,32 @@ class Shape:
     H: int
     layers: int = 1
     directions: int = 1
+    proj: int = 0
+    """``proj_size``."""
     reference: bool = False
     """Whether the FX reference is timed too: it is too slow for all shapes."""
 
     @property
-    def state_size(self) -> tuple[int, int, int]:
-        """Of ``h_0`` and ``c_0``."""
-        return self.layers * self.directions, self.B, self.H
+    def width(self) -> int:
+        """Of a hidden state."""
+        return self.proj or self.H
 
     def input_sizes(self) -> list[int]:
         """The features that each layer reads."""
-        return [self.I if layer == 0 else self.directions * self.H for layer in range(self.layers)]
+        return [self.I if layer == 0 else self.directions * self.width for layer in range(self.layers)]
+
+    def hidden_weights(self) -> int:
+        """Of one layer and direction: what each step reads."""
+        return 4 * self.H * self.width + self.H * self.proj
 
     def multiply_accumulates(self) -> int:
-        return sum(self.T * self.B * self.directions * 4 * self.H * (size + self.H) for size in self.input_sizes())
+        weights = sum(4 * self.H * size + self.hidden_weights() for size in self.input_sizes())
+        return self.T * self.B * self.directions * weights
 
     def __str__(self) -> str:
         stack = f" x{self.layers}" if self.layers > 1 else ""
-        return f"T{self.T} B{self.B} {self.I}->{self.H}{stack}{' bidirectional' if self.directions == 2 else ''}"
+        projected = f"->{self.proj}" if self.proj else ""
+        return f"T{self.T} B{self.B} {self.I}->{self.H}{projected}{stack}{' bidirectional' if self.directions == 2 else ''}"
 
 
 def _shapes() -> list[Shape]:
@@ -62,6 +70,8 @@ def _shapes() -> list[Shape]:
         Shape("mlperf_rnnt_lower", 100, 1, 240, 1024, layers=2),
         Shape("mlperf_rnnt_upper", 50, 1, 2048, 1024, layers=3),
         Shape("word_language_model", 35, 20, 200, 200, layers=2),
+        Shape("icefall_transducer", 50, 1, 512, 1024, proj=512),
+        Shape("projected_b16", 50, 16, 256, 512, proj=128),
     ]
     deepbench = [
         Shape(f"deepbench_{H}_b{B}", T, B, H, H) for T, H in ((150, 256), (25, 512), (25, 1024), (25, 1536)) for B in (1, 4)
@@ -97,7 +107,8 @@ class Case:
 
 
 def _lstm(shape: Shape, generator: torch.Generator) -> nn.LSTM:
-    lstm = nn.LSTM(shape.I, shape.H, shape.layers, bidirectional=shape.directions == 2).eval().requires_grad_(False)
+    options = {"bidirectional": shape.directions == 2, "proj_size": shape.proj}
+    lstm = nn.LSTM(shape.I, shape.H, shape.layers, **options).eval().requires_grad_(False)
     for name, parameter in lstm.named_parameters():
         torch.nn.init.uniform_(parameter, -(shape.H**-0.5), shape.H**-0.5, generator=generator)
         if name.startswith("weight"):

@@ -37,6 +37,11 @@ def _ours(preset: Callable[[], tlq.LSTMQConfig], backend: str = "fused") -> Call
 int8 = _ours(tlq.LSTMQConfig.int8)
 
 
+def without_projection(shape: Shape) -> bool:
+    """What others take: projected hidden states end in an error, or are not in their format."""
+    return not shape.proj
+
+
 @dataclass(frozen=True)
 class System:
     make: Callable[[Case, int], Call]
@@ -62,7 +67,9 @@ SYSTEMS = {
     "int8_gates16": System(_called(_ours(tlq.LSTMQConfig.int8_gates16)), "torch_lstm_quant, preset int8_gates16, fused"),
     "float32": System(_called(_float32), "nn.LSTM"),
     "quantize_dynamic": System(
-        _called(_quantize_dynamic), "torch.ao.quantization.quantize_dynamic, qint8; gates and cell float32"
+        _called(_quantize_dynamic),
+        "torch.ao.quantization.quantize_dynamic, qint8; gates and cell float32",
+        takes=without_projection,
     ),
     "fx_reference": System(
         _called(_ours(tlq.LSTMQConfig.int8, "reference")),

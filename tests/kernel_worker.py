@@ -11,7 +11,7 @@ import sys
 
 import torch
 from deep_cells import DEEP
-from random_cells import PRESETS, SIGNALS, Dice, make_signal, random_input, random_layers
+from random_cells import PRESETS, SIGNALS, Dice, make_signal, random_input, random_layers, random_proj_size, random_states
 from torch import Tensor
 
 import torch_lstm_quant as tlq
@@ -33,11 +33,11 @@ def compare(seed: int, most_rows: int, threads: int) -> tuple[int, int]:
     input_size, hidden_size = (dice.integer(1, 300 if large else 70) for _ in range(2))
     steps, rows = dice.integer(1, 40 if large else 20), int(dice.one_of([1, 1, 2, 3, 5, 8, 17, most_rows if large else 9]))
     preset = dice.one_of([None, None, *PRESETS])
-    layers = random_layers(dice, input_size, hidden_size, num_layers, directions, preset)  # type: ignore[arg-type]
+    proj_size = random_proj_size(dice, hidden_size)
+    layers = random_layers(dice, input_size, hidden_size, num_layers, directions, preset, proj_size)  # type: ignore[arg-type]
     x = random_input(dice, steps, rows, input_size)
     x = make_signal(x, str(dice.one_of(["moving", *SIGNALS])), dice.integer(1, 10))
-    states = num_layers * directions, rows, hidden_size
-    h0, c0 = (random_input(dice, *states), random_input(dice, *states)) if dice.chance(0.5) else (None, None)
+    h0, c0 = random_states(dice, layers, rows) if dice.chance(0.5) else (None, None)
     return compare_cells(dice, layers, x, h0, c0, threads)
 
 
@@ -45,12 +45,13 @@ def compare_cells(
     dice: Dice, layers: list[list[Cell]], x: Tensor, h0: Tensor | None, c0: Tensor | None, threads: int
 ) -> tuple[int, int]:
     """The same of one call of these cells."""
-    shape = Shape(layers[0][0].input_size, layers[0][0].hidden_size, len(layers), len(layers[0]), batch_first=False)
+    first = layers[0][0]
+    shape = Shape(first.input_size, first.hidden_size, len(layers), len(layers[0]), False, first.proj_size)
     want = reference.lstm(layers, x, h0, c0)
     torch.set_num_threads(threads)
     got = ops.lstm(x, h0, c0, ops.pack(layers), shape)
     streamed = stream(dice, layers, x, h0, c0) if len(layers[0]) == 1 else ()
-    stepped = step_by_step(layers[0][0], x, h0, c0) if len(layers) == len(layers[0]) == 1 else ()
+    stepped = step_by_step(first, x, h0, c0) if len(layers) == len(layers[0]) == 1 and not first.proj_size else ()
     torch.set_num_threads(1)  # more would only slow the reference's small operations down
     pairs = [*zip(got, want, strict=True), *zip(streamed, want, strict=False), *zip(stepped, want, strict=False)]
     return sum(one.numel() for one, _ in pairs), sum(int((~same(one, other)).sum()) for one, other in pairs)

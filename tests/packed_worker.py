@@ -11,7 +11,7 @@ import sys
 
 import torch
 from kernel_worker import same
-from random_cells import PRESETS, Dice, random_input, random_layers
+from random_cells import PRESETS, Dice, random_input, random_layers, random_proj_size, random_states
 from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
@@ -33,9 +33,9 @@ def random_lengths(dice: Dice, steps: int, rows: int) -> Tensor:
 
 def by_reference(layers: list[list[Cell]], x: Tensor, hx: States | None, lengths: Tensor) -> Results:
     """The integer reference, rows of one length at a time, zero where a row has ended."""
-    rows, hidden_size = x.shape[1], layers[0][0].hidden_size
-    output = torch.zeros(len(x), rows, len(layers[0]) * hidden_size)
-    h_n, c_n = torch.zeros(2, len(layers) * len(layers[0]), rows, hidden_size)
+    rows, cell, count = x.shape[1], layers[0][0], len(layers) * len(layers[0])
+    output = torch.zeros(len(x), rows, len(layers[0]) * cell.h_size)
+    h_n, c_n = torch.zeros(count, rows, cell.h_size), torch.zeros(count, rows, cell.hidden_size)
     for length in lengths.unique().tolist():
         chosen = (lengths == length).nonzero().flatten()
         h0, c0 = (None, None) if hx is None else (state[:, chosen] for state in hx)
@@ -61,12 +61,12 @@ def compare(seed: int, threads: int) -> int:
     input_size, hidden_size = dice.integer(1, 40), dice.integer(1, 70)
     layers, directions, steps, rows = dice.integer(1, 3), dice.integer(1, 2), dice.integer(1, 24), dice.integer(1, 30)
     preset = PRESETS[seed % 5] if seed % 5 < len(PRESETS) else None
-    cells = random_layers(dice, input_size, hidden_size, layers, directions, preset)
+    proj_size = random_proj_size(dice, hidden_size)
+    cells = random_layers(dice, input_size, hidden_size, layers, directions, preset, proj_size)
     module, lengths = tlq.LSTM(cells), random_lengths(dice, steps, rows)
     x = random_input(dice, steps, rows, input_size)
     x[torch.arange(steps)[:, None] >= lengths] = float("nan")  # what is padding is not to be read
-    states = layers * directions, rows, hidden_size
-    hx = (random_input(dice, *states), random_input(dice, *states)) if dice.chance(0.5) else None
+    hx = random_states(dice, cells, rows) if dice.chance(0.5) else None
     want = by_reference(cells, x, hx, lengths)
     torch.set_num_threads(threads)
     output, (h, c) = module(x, hx, lengths=lengths if dice.chance(0.5) else lengths.tolist())

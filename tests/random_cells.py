@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -65,11 +66,16 @@ def maybe_grid(dice: Dice, largest: float, *, may_be_unbounded: bool = False) ->
     return random_grid(dice, largest)
 
 
-def random_qparams(dice: Dice, hidden_size: int) -> CellQParams:
+def random_qparams(dice: Dice, hidden_size: int, proj_size: int = 0) -> CellQParams:
     """Any mix of grids and float32 parts."""
     x = random_grid(dice, 2.0, EIGHT_BITS) if dice.chance(0.6) else maybe_grid(dice, 2.0)
     ogate_cy = random_grid(dice, 1.0, EIGHT_BITS) if dice.chance(0.6) else maybe_grid(dice, 1.0)
-    hx = ogate_cy if dice.chance(0.6) else maybe_grid(dice, 1.0)
+    hy = weight_hr = None
+    if proj_size:
+        hy = random_grid(dice, 1.0, EIGHT_BITS) if dice.chance(0.6) else maybe_grid(dice, 1.0, may_be_unbounded=True)
+        weight_hr = random_weight_grid(dice, proj_size)
+    written = hy if proj_size else ogate_cy
+    hx = written if dice.chance(0.6) and not (hy and hy.unbounded) else maybe_grid(dice, 1.0)
     cell = maybe_grid(dice, 3.0, may_be_unbounded=True)
     cx = cell if dice.chance(0.6) else maybe_grid(dice, 3.0, may_be_unbounded=True)
     tanh_cy_input = maybe_grid(dice, 4.0)
@@ -99,18 +105,19 @@ def random_qparams(dice: Dice, hidden_size: int) -> CellQParams:
         tanh_cy_input=tanh_cy_input,
         tanh_cy=maybe_grid(dice, 1.0),
         ogate_cy=ogate_cy,
-        weight_ih=random_weight_grid(dice, hidden_size),
-        weight_hh=random_weight_grid(dice, hidden_size),
+        hy=hy,
+        weight_ih=random_weight_grid(dice, 4 * hidden_size),
+        weight_hh=random_weight_grid(dice, 4 * hidden_size),
+        weight_hr=weight_hr,
         gates_again=tuple(maybe_grid(dice, 4.0) if grid and has_second else None for grid in gates),  # type: ignore[arg-type]
         outputs_again=tuple(maybe_grid(dice, 1.0) if has_second else None for _ in GATES),  # type: ignore[arg-type]
     )
 
 
-def random_weight_grid(dice: Dice, hidden_size: int) -> WeightQParams | None:
+def random_weight_grid(dice: Dice, rows: int) -> WeightQParams | None:
     """Per tensor or per channel, symmetric or affine, or None: float32 weights."""
     if dice.chance(0.15):
         return None
-    rows = 4 * hidden_size
     scale = torch.exp(0.5 * dice.normal(rows)) * 0.01 if dice.chance(0.7) else torch.full((rows,), 0.01)
     zero_point = torch.zeros(rows, dtype=torch.int32)
     if dice.chance(0.2):
@@ -130,17 +137,27 @@ def random_weight(dice: Dice, grid: WeightQParams | None, rows: int, depth: int)
     return torch.randint(low, high + 1, (rows, depth), generator=dice.generator).to(torch.int8)
 
 
-def random_cell(dice: Dice, input_size: int, hidden_size: int, qparams: CellQParams | None = None) -> Cell:
+def random_cell(dice: Dice, input_size: int, hidden_size: int, qparams: CellQParams | None = None, proj_size: int = 0) -> Cell:
     """A cell of ``qparams``, or of any."""
-    qparams = qparams or random_qparams(dice, hidden_size)
+    qparams = qparams or random_qparams(dice, hidden_size, proj_size)
     rows = 4 * hidden_size
     return Cell(
         qparams,
         random_weight(dice, qparams.weight_ih, rows, input_size),
-        random_weight(dice, qparams.weight_hh, rows, hidden_size),
+        random_weight(dice, qparams.weight_hh, rows, proj_size or hidden_size),
         dice.normal(rows) if dice.chance(0.8) else torch.zeros(rows),
         dice.normal(rows) * (100 if dice.chance(0.1) else 1),
+        random_weight(dice, qparams.weight_hr, proj_size, hidden_size) if proj_size else None,
     )
+
+
+def projected_qparams(dice: Dice, preset: str, hidden_size: int, proj_size: int) -> CellQParams:
+    """As :func:`preset_qparams`, of a cell with ``proj_size``."""
+    weights = WeightQParams(
+        torch.exp(0.5 * dice.normal(proj_size)) * 0.01, torch.zeros(proj_size, dtype=torch.int32), -127, 127
+    )
+    hy = random_grid(dice, 1.0, [(0, 255)])
+    return replace(preset_qparams(dice, preset, hidden_size), hy=hy, hx=hy, weight_hr=weights)
 
 
 def preset_qparams(dice: Dice, preset: str, hidden_size: int) -> CellQParams:
@@ -199,15 +216,39 @@ PRESETS = ("int8", "int8_gates16", "fixed16", "all_int8")
 
 
 def random_layers(
-    dice: Dice, input_size: int, hidden_size: int, layers: int, directions: int, preset: str | None = None
+    dice: Dice,
+    input_size: int,
+    hidden_size: int,
+    layers: int,
+    directions: int,
+    preset: str | None = None,
+    proj_size: int = 0,
 ) -> list[list[Cell]]:
     """A stack of random cells, all of one preset if it is given."""
 
     def cell(layer: int) -> Cell:
-        width = input_size if layer == 0 else directions * hidden_size
-        return random_cell(dice, width, hidden_size, preset_qparams(dice, preset, hidden_size) if preset else None)
+        width = input_size if layer == 0 else directions * (proj_size or hidden_size)
+        qparams = None
+        if preset and proj_size:
+            qparams = projected_qparams(dice, preset, hidden_size, proj_size)
+        elif preset:
+            qparams = preset_qparams(dice, preset, hidden_size)
+        return random_cell(dice, width, hidden_size, qparams, proj_size)
 
     return [[cell(layer) for _ in range(directions)] for layer in range(layers)]
+
+
+def random_proj_size(dice: Dice, hidden_size: int) -> int:
+    """Often none, seldom more than there are hidden units, of which the kernels know nothing."""
+    if dice.chance(0.6):
+        return 0
+    return dice.integer(1, 150 if dice.chance(0.2) else hidden_size)
+
+
+def random_states(dice: Dice, layers: Sequence[Sequence[Cell]], rows: int) -> tuple[Tensor, Tensor]:
+    """``h_0`` and ``c_0`` for these cells."""
+    cell, count = layers[0][0], len(layers) * len(layers[0])
+    return random_input(dice, count, rows, cell.h_size), random_input(dice, count, rows, cell.hidden_size)
 
 
 def random_input(dice: Dice, *shape: int) -> Tensor:

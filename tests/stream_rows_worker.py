@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import torch
 from kernel_worker import same
-from random_cells import PRESETS, Dice, random_input, random_layers
+from random_cells import PRESETS, Dice, random_input, random_layers, random_proj_size, random_states
 from torch import Tensor
 
 import torch_lstm_quant as tlq
@@ -49,8 +49,7 @@ class Server:
         rows = self.free_rows(stream)
         if not rows:
             return
-        shape = self.module.num_layers, 1, self.module.hidden_size
-        hx = (random_input(self.dice, *shape), random_input(self.dice, *shape)) if self.dice.chance(0.3) else None
+        hx = random_states(self.dice, self.module.cells(), 1) if self.dice.chance(0.3) else None
         row = int(self.dice.one_of(rows))  # type: ignore[call-overload]
         self.streams[stream].reset(hx, rows=[row])
         self.callers.append(Caller(hx, (stream, row)))
@@ -77,7 +76,7 @@ class Server:
         if len(chosen) == one.batch_size and self.dice.chance(0.7):
             chosen.sort(key=lambda caller: caller.place or (0, 0))
             rows = None
-        out = torch.empty(*x.shape[:2], one.hidden_size)
+        out = torch.empty(*x.shape[:2], one.proj_size or one.hidden_size)
         out = out[0] if flat else out
         y = one(x[0] if flat else x, out if self.dice.chance(0.3) else None, rows=rows)  # type: ignore[arg-type]
         y = y[None] if flat else y
@@ -125,7 +124,8 @@ def compare(seed: int) -> tuple[int, int]:
     large = dice.chance(0.3)
     input_size, hidden_size = (dice.integer(1, 150 if large else 40) for _ in range(2))
     preset = dice.one_of([None, *PRESETS])
-    layers = random_layers(dice, input_size, hidden_size, dice.integer(1, 3), 1, preset)  # type: ignore[arg-type]
+    sizes = input_size, hidden_size, dice.integer(1, 3), 1
+    layers = random_layers(dice, *sizes, preset, random_proj_size(dice, hidden_size))  # type: ignore[arg-type]
     module = tlq.LSTM(layers)
     server = Server(dice, module, int(dice.one_of([1, 3, 8, 40])))  # type: ignore[call-overload]
     server.run(dice.integer(5, 60))

@@ -119,11 +119,19 @@ def test_other_networks_cannot_be_fused(kind: type[nn.Module]) -> None:
     assert "only nn.LSTM and nn.LSTMCell can be fused" in module.to_fuse
 
 
-def test_a_projection_is_seen_and_has_a_reason() -> None:
-    module = only(nn.Sequential(nn.LSTM(5, 8, proj_size=3)))
-    assert module.stage == "float"
-    assert module.why
-    assert module.to_fuse
+def test_a_projected_hidden_state_is_seen_with_its_parts() -> None:
+    model = nn.Sequential(nn.LSTM(5, 8, proj_size=3)).eval()
+    assert only(model).why == "nothing has quantized it"
+    (cell,) = only(tlq.quantize(model, [X], tlq.LSTMQConfig.int8())).cells
+    assert (cell.input_sums, cell.hidden_sums, cell.hy_sums) == ("int8", "int8", "int8")
+    qconfig = tlq.LSTMQConfig.int8().replace(hy=None, weight_hr=None)
+    (cell,) = only(tlq.quantize(model, [X], qconfig)).cells
+    assert (cell.hidden_sums, cell.hy_sums) == ("float", "float")
+    assert {"hy", "hx", "weight_hr"} <= set(cell.float_parts)
+    assert cell.slowed_by == (
+        "hidden projection in float32, as there is no grid for hx",
+        "hidden state's projection in float32, as there is no grid for weight_hr",
+    )
 
 
 def test_a_cell_from_float_to_fused() -> None:

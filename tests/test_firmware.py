@@ -14,7 +14,7 @@ import pytest
 import torch
 from deep_cells import DEEP
 from kernel_worker import same
-from random_cells import PRESETS, Dice, random_input, random_layers
+from random_cells import PRESETS, Dice, random_input, random_layers, random_proj_size, random_states
 from torch import Tensor
 
 import torch_lstm_quant as tlq
@@ -39,12 +39,11 @@ def compile_example(module: tlq.LSTM, folder: Path) -> Path:
 
 
 def run_example(program: Path, x: Tensor, h: Tensor, c: Tensor, directions: int) -> tuple[Tensor, Tensor, Tensor]:
-    steps, rows, hidden_size = x.shape[0], x.shape[1], h.shape[2]
+    steps, rows = x.shape[:2]
     numbers = torch.cat([values.transpose(0, 1).reshape(rows, -1) for values in (x, h, c)], dim=1)
     done = subprocess.run([program, str(steps)], input=numbers.numpy().tobytes(), capture_output=True, check=True)
     got = torch.from_numpy(np.frombuffer(done.stdout, np.float32).copy()).reshape(rows, -1)
-    width = steps * directions * hidden_size
-    output, h_n, c_n = got.split([width, len(h) * hidden_size, len(h) * hidden_size], dim=1)
+    output, h_n, c_n = got.split([steps * directions * h.shape[2], h[:, 0].numel(), c[:, 0].numel()], dim=1)
     return (
         output.reshape(rows, steps, -1).transpose(0, 1),
         h_n.reshape(rows, len(h), -1).transpose(0, 1),
@@ -63,10 +62,9 @@ def assert_same_bits(layers: list[list[Cell]], x: Tensor, h: Tensor, c: Tensor, 
 def random_call(dice: Dice, preset: str | None) -> tuple[list[list[Cell]], Tensor, Tensor, Tensor]:
     num_layers, directions, rows = dice.integer(1, 2), dice.integer(1, 2), dice.integer(1, 3)
     input_size, hidden_size = dice.integer(1, 40), dice.integer(1, 24)
-    layers = random_layers(dice, input_size, hidden_size, num_layers, directions, preset)
-    states = num_layers * directions, rows, hidden_size
-    x = random_input(dice, dice.integer(1, 20), rows, input_size)
-    return layers, x, random_input(dice, *states), random_input(dice, *states)
+    proj_size = random_proj_size(dice, hidden_size)
+    layers = random_layers(dice, input_size, hidden_size, num_layers, directions, preset, proj_size)
+    return layers, random_input(dice, dice.integer(1, 20), rows, input_size), *random_states(dice, layers, rows)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -113,7 +111,7 @@ def read_cells(path: Path) -> list[list[Cell]]:
         tensors = {}
         for side, projection in described["projections"].items():
             named = {key: torch.from_numpy(arrays[name]) for key, name in projection.items() if name in arrays}
-            tensors |= {f"weight_{side}": named["weight"], f"bias_{side}": named["bias"]}
+            tensors |= {f"{kind}_{side}": named[kind] for kind in ("weight", "bias") if kind in named}
             if "weight_scale" in named:
                 limits = projection["weight_quant_min"], projection["weight_quant_max"]
                 parts[f"weight_{side}"] = tlq.WeightQParams(named["weight_scale"], named["weight_zero_point"], *limits)

@@ -41,8 +41,9 @@ def taken_out(fused: tlq.LSTM) -> dict[str, CellQParams]:
     }
 
 
-def written_down(qparams: CellQParams, dice: Dice) -> dict[str, Any]:
+def written_down(qparams: CellQParams, dice: Dice, projects: bool) -> dict[str, Any]:
     """As a user would write it, with Python's numbers, torch's or numpy's; grids that are the default left out."""
+    weights = WEIGHTS if projects else WEIGHTS[:2]
 
     def fields(grid: QParams | WeightQParams) -> dict[str, Any]:
         scale, zero_point = grid.scale, grid.zero_point
@@ -57,23 +58,25 @@ def written_down(qparams: CellQParams, dice: Dice) -> dict[str, Any]:
         return {"scale": scale, "zero_point": zero_point, "quant_min": grid.quant_min, "quant_max": grid.quant_max}
 
     names = [name for name, _ in qparams.rows() if not name.startswith(SECOND_GRIDS)]
-    grids: dict[str, Any] = dict(qparams.rows()) | {name: getattr(qparams, name) for name in WEIGHTS}
-    written = {name: None if grids[name] is None else fields(grids[name]) for name in (*names, *WEIGHTS)}
+    grids: dict[str, Any] = dict(qparams.rows()) | {name: getattr(qparams, name) for name in (*weights, "hy")}
+    written = {name: None if grids[name] is None else fields(grids[name]) for name in (*names, *weights)}
     for part in PER_GATE_PARTS:
         if len(set(getattr(qparams, part))) == 1:
             written[part] = written[f"{part}.{GATES[0]}"]
             for gate in GATES:
                 del written[f"{part}.{gate}"]
-    for part, source in (("hx", "ogate_cy"), ("cx", "fgate_cx_igate_cgate")):
+    for part, source in (("hx", "hy" if projects else "ogate_cy"), ("cx", "fgate_cx_igate_cgate")):
         if grids[part] == grids[source]:
             del written[part]
-    return {name: grid for name, grid in written.items() if grid is not None or name in ("hx", "cx", *WEIGHTS)}
+    return {name: grid for name, grid in written.items() if grid is not None or name in ("hx", "cx", *weights)}
 
 
 def random_lstm(dice: Dice) -> nn.LSTM:
+    hidden_size = dice.integer(1, 20)
     return nn.LSTM(
         dice.integer(1, 20),
-        dice.integer(1, 20),
+        hidden_size,
+        proj_size=dice.integer(0, hidden_size - 1) if dice.chance(0.4) else 0,
         num_layers=dice.integer(1, 2),
         bidirectional=dice.chance(0.5),
         bias=dice.chance(0.7),
@@ -87,7 +90,7 @@ def random_config(dice: Dice, lstm: nn.LSTM) -> LSTMQConfig:
     for layer in range(lstm.num_layers):
         for direction in ("forward", "backward") if lstm.bidirectional else ("forward",):
             override: Any = partial(config.override, layer, direction)
-            qparams = random_qparams(dice, lstm.hidden_size)
+            qparams = random_qparams(dice, lstm.hidden_size, lstm.proj_size)
             single = {name: grid for name, grid in qparams.rows() if "." not in name}
             config = override(
                 **{name: fixed(grid) for name, grid in single.items()},
@@ -129,11 +132,11 @@ def assert_same(got: nn.Module, expected: nn.Module, dice: Dice) -> None:
     assert isinstance(got, tlq.LSTM)
     assert isinstance(expected, tlq.LSTM)
     assert (got.batch_first, got.dropout, got.bias) == (expected.batch_first, expected.dropout, expected.bias)
-    states = (got.num_layers * (2 if got.bidirectional else 1), got.hidden_size)
+    cells, width = got.num_layers * (2 if got.bidirectional else 1), got.proj_size or got.hidden_size
     for rows in ((), (dice.integer(1, 4),)):
         steps = (*rows, 7) if got.batch_first else (7, *rows)
         x = random_input(dice, *steps, got.input_size)
-        hx = dice.normal(states[0], *rows, states[1]), dice.normal(states[0], *rows, states[1])
+        hx = dice.normal(cells, *rows, width), dice.normal(cells, *rows, got.hidden_size)
         for call in ((x,), (x, hx)):
             for mine, its in zip(flat(got(*call)), flat(expected(*call)), strict=True):
                 assert torch.equal(mine.nan_to_num(7.0), its.nan_to_num(7.0))
@@ -151,7 +154,7 @@ def test_the_bits_of_observing_calibrating_converting_and_lowering(seed: int) ->
     converted: Any = tlq.quantize(lstm, [dice.normal(4, 3, lstm.input_size)], config)
     qparams = taken_out(converted)
     assert_same(tlq.from_float(lstm, qparams), converted, dice)
-    written = {name: written_down(one, dice) for name, one in qparams.items()}
+    written = {name: written_down(one, dice, lstm.proj_size > 0) for name, one in qparams.items()}
     reference = tlq.from_float(lstm, written, "reference")
     assert isinstance(reference, ReferenceLSTM)
     assert_same(tlq.from_float(lstm, written), converted, dice)
@@ -348,7 +351,7 @@ def test_grids_that_are_none_are_refused(parts: dict[Any, Any], message: str) ->
         tlq.from_float(nn.LSTM(5, 8), {"l0": {**PLAIN, **parts}})
 
 
-@pytest.mark.parametrize("missing", WEIGHTS)
+@pytest.mark.parametrize("missing", WEIGHTS[:2])
 def test_weights_must_be_there(missing: str) -> None:
     parts = {name: grid for name, grid in PLAIN.items() if name != missing}
     with pytest.raises(ValueError, match=f"{CELL}: needs {missing}, got x, ogate_cy, weight_.*: give its grid, .* or None"):

@@ -108,7 +108,7 @@ class TestEachPart:
     def test_one_quantized_part_is_one_quantize_in_its_place(self, part: str, dtype: torch.dtype) -> None:
         constructors = {"hx_obs_ctr": FLOAT32, "cx_obs_ctr": FLOAT32}
         constructors[f"{part}_obs_ctr"] = fixed(2**-6, 100, dtype, quant_min=0, quant_max=201)
-        converted = convert(float_lstm(), data(), **constructors)
+        converted = convert(float_lstm(proj_size=4 if part == "hy" else 0), data(), **constructors)
         (cell,) = directions(converted)
         ((quantize, source),) = quantizes(cell).items()
         assert source.name == NODE_OF_PART.get(part, part)
@@ -121,17 +121,17 @@ class TestEachPart:
         assert not any(isinstance(linear, torch.ao.nn.quantized.reference.Linear) for linear in cell.modules())
 
     @pytest.mark.parametrize("per_channel", [False, True])
-    @pytest.mark.parametrize(("part", "name"), [("weight_ih", "igates"), ("weight_hh", "hgates")])
+    @pytest.mark.parametrize(("part", "name"), [("weight_ih", "igates"), ("weight_hh", "hgates"), ("weight_hr", "hy")])
     def test_one_quantized_weight(self, part: str, name: str, per_channel: bool) -> None:
         observer = (
             PerChannelMinMaxObserver.with_args(dtype=torch.qint8, qscheme=torch.per_channel_symmetric)
             if per_channel
             else MinMaxObserver.with_args(dtype=torch.qint8, qscheme=torch.per_tensor_symmetric)
         )
-        lstm = float_lstm()
+        lstm = float_lstm(proj_size=4 if name == "hy" else 0)
         (cell,) = directions(convert(lstm, data(), **{f"{part}_obs_ctr": observer}))
         assert not quantizes(cell)
-        linears = {child: getattr(cell, child) for child in ("igates", "hgates")}
+        linears = {child: getattr(cell, child) for child in ("igates", "hgates", "hy") if hasattr(cell, child)}
         quantized_linear = linears.pop(name)
         weight = getattr(lstm, f"{part}_l0")
         largest = weight.abs().amax(1) if per_channel else weight.abs().max()
@@ -364,7 +364,7 @@ class TestBoundary:
     def test_refuses_states_of_another_shape_and_no_steps(self) -> None:
         converted = convert(float_lstm(), data())
         state = torch.zeros(1, 1, HIDDEN)
-        with pytest.raises(ValueError, match=r"states \[1, 3, 6\], got h_0 \[1, 1, 6\] and c_0 \[1, 1, 6\]"):
+        with pytest.raises(ValueError, match=r"h_0 \[1, 3, 6\] and c_0 \[1, 3, 6\], got \[1, 1, 6\] and \[1, 1, 6\]"):
             converted(data(), (state, state))
         with pytest.raises(ValueError, match="at least one step"):
             converted(data(0, BATCH, INPUT))

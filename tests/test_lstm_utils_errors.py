@@ -163,10 +163,6 @@ class TestErrors:
         lstm.qconfig = FLOAT
         with pytest.raises(ValueError, match=r"weight_ih_l0 must be torch.float32, got torch.float64: call float\(\)"):
             observe(lstm.double())
-        lstm = nn.LSTM(INPUT, HIDDEN, proj_size=2)
-        lstm.qconfig = FLOAT
-        with pytest.raises(ValueError, match="proj_size=2"):
-            observe(lstm)
 
     def test_a_cell_that_is_not_observed(self) -> None:
         with pytest.raises(

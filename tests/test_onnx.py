@@ -15,7 +15,7 @@ import torch
 from converted_lstms import converted_model, ours, torchs_warnings
 from deep_cells import DEEP
 from kernel_worker import same
-from random_cells import PRESETS, Dice, random_input, random_layers
+from random_cells import PRESETS, Dice, random_input, random_layers, random_proj_size, random_states
 from torch import Tensor, nn
 
 import torch_lstm_quant as tlq
@@ -48,13 +48,13 @@ def assert_same_bits(
 
 def random_module(dice: Dice, preset: str | None) -> tlq.LSTM:
     sizes = [dice.integer(1, most) for most in (40, 24, 3, 2)]
-    return tlq.LSTM(random_layers(dice, *sizes, preset), batch_first=dice.chance(0.5))
+    layers = random_layers(dice, *sizes, preset, random_proj_size(dice, sizes[1]))
+    return tlq.LSTM(layers, batch_first=dice.chance(0.5))
 
 
 def random_call(dice: Dice, module: tlq.LSTM, steps: int, rows: int) -> tuple[Tensor, Tensor, Tensor]:
     order = (rows, steps) if module.batch_first else (steps, rows)
-    states = module.num_layers * (1 + module.bidirectional), rows, module.hidden_size
-    return random_input(dice, *order, module.input_size), random_input(dice, *states), random_input(dice, *states)
+    return random_input(dice, *order, module.input_size), *random_states(dice, module.cells(), rows)
 
 
 def outputs_of(module: nn.Module, *inputs: Tensor) -> list[Tensor]:

@@ -219,7 +219,6 @@ def test_configurations_that_name_nothing(model: Model) -> None:
 @pytest.mark.parametrize(
     ("lstm", "message"),
     [
-        (nn.LSTM(5, 8, proj_size=2), "proj_size=2"),
         (nn.LSTM(5, 8).double(), "weight_ih_l0 must be torch.float32"),
         (nn.LSTM(5, 8).half(), "weight_ih_l0 must be torch.float32"),
     ],

@@ -26,7 +26,7 @@ def test_sizes_that_are_not_the_streams_do_not_reach_other_memory() -> None:
     stream.batch_size = 3 * B  # more than there is, so that a failure of this test does no harm
     states = torch.zeros(1, 3 * B, H), torch.zeros(1, 3 * B, H)
     for use in (stream.state, stream.reset, lambda: stream.reset(states)):
-        with pytest.raises(RuntimeError, match="have 12 values each, got 36"):
+        with pytest.raises(RuntimeError, match="have 12 and 12 values, got 36 and 36"):
             use()
 
 

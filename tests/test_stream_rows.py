@@ -62,7 +62,7 @@ def test_callers_get_what_they_get_alone(isa: str, threads: int) -> None:
     result = json.loads(run.stdout)
     assert result["isa"] == isa
     assert result["differing"] == 0, result
-    assert result["compared"] > 1000 * SCHEDULES
+    assert result["compared"] > 800 * SCHEDULES
     print(f"{isa}, {threads} threads: {result['compared']:,} values equal")
 
 

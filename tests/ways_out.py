@@ -96,7 +96,7 @@ class StreamedLSTM(CallForms):
         stream.reset(hx)
         if lengths is None:
             return torch.cat([stream(chunk) for chunk in x.tensor_split(2)]), stream.state()
-        output = torch.zeros(*x.shape[:2], self.module.hidden_size)
+        output = torch.zeros(*x.shape[:2], self.module.proj_size or self.module.hidden_size)
         for step in range(int(lengths.max())):
             rows = (lengths > step).nonzero().flatten()
             output[step, rows] = stream(x[step, rows], rows=rows)

@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import PackedSequence, PackedSequence_, pack_padded_sequ
 import torch_lstm_quant as tlq
 from torch_lstm_quant import reference
 
-I, H = 5, 8  # noqa: E741
+I, H, P = 5, 8, 3  # noqa: E741
 PACKED_PARTS = ("packed.data", "packed.batch_sizes", "packed.sorted_indices", "packed.unsorted_indices")
 EXAMPLE, OTHER = (6, 3), (9, 4)  # steps and rows: what is traced with, and what is run as well
 
@@ -80,8 +80,8 @@ class Form:
 
     Args:
         call: calls ``rnn`` with the model's inputs.
-        axes: of each input, by letters: T steps, B rows, I features, J of which every other is used, H units, S cells with a
-            state; ``lengths`` and ``packed`` are a tensor of lengths and a ``PackedSequence``.
+        axes: of each input, by letters: T steps, B rows, I features, J of which every other is used, H units, P the size of a
+            projection, S cells with a state; ``lengths`` and ``packed`` are a tensor of lengths and a ``PackedSequence``.
         options: of ``nn.LSTM`` or ``nn.LSTMCell``.
         kind: which of these.
         sizes: steps and rows of the calls: the first is what exporters and tracers see.
@@ -109,7 +109,7 @@ class Form:
         if axes.startswith("packed"):
             return self._packed(axes, steps, rows)
         cells = self.options.get("num_layers", 1) * (1 + self.options.get("bidirectional", False))
-        sizes = {"T": steps, "B": rows, "I": I, "J": 2 * I - 1, "H": H, "S": cells}
+        sizes = {"T": steps, "B": rows, "I": I, "J": 2 * I - 1, "H": H, "P": P, "S": cells}
         values = torch.randn([sizes[axis] for axis in axes], generator=generator)
         return values.requires_grad_(self.requires_grad)
 
@@ -156,6 +156,12 @@ LSTM_FORMS: dict[str, Form] = {
     ),
     "bias=False": Form(no_states, ("TBI",), {"bias": False}),
     "dropout": Form(no_states, ("TBI",), {"num_layers": 2, "dropout": 0.5}),
+    "proj_size": Form(no_states, ("TBI",), {"proj_size": P}),
+    "proj_size, 2 layers, bidirectional, batch_first, states": Form(
+        with_states,
+        ("BTI", "SBP", "SBH"),
+        {"proj_size": P, "num_layers": 2, "bidirectional": True, "batch_first": True},
+    ),
     "states of one call to the next": Form(carried_over, ("TBI",)),
     "one step": Form(with_states, ("TBI", "SBH", "SBH"), sizes=((1, 3), (1, 4))),
     "no rows (B=0)": Form(with_states, ("TBI", "SBH", "SBH"), sizes=(EXAMPLE, (6, 0))),
@@ -275,9 +281,9 @@ class ReferenceLSTM(CallForms):
 
     def batch(self, x: Tensor, hx: States | None, lengths: Tensor | None) -> tuple[Tensor, States]:
         steps, rows = x.shape[:2]
-        directions = len(self.cells[0])
-        output = torch.zeros(steps, rows, directions * H)
-        h, c = (torch.zeros(len(self.cells) * directions, rows, H) for _ in range(2))
+        directions, h_size = len(self.cells[0]), self.cells[0][0].h_size
+        output = torch.zeros(steps, rows, directions * h_size)
+        h, c = (torch.zeros(len(self.cells) * directions, rows, width) for width in (h_size, H))
         for row in range(rows):
             n = steps if lengths is None else int(lengths[row])
             one = slice(row, row + 1)
