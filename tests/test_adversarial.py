@@ -292,8 +292,8 @@ BAD_CONSTRUCTORS: dict[str, tuple[Any, type[Exception], str]] = {
 @pytest.mark.parametrize("name", BAD_CONSTRUCTORS)
 def test_constructors_that_are_refused_by_part(name: str) -> None:
     constructor, error, message = BAD_CONSTRUCTORS[name]
-    with pytest.raises(error, match=f"layer 0, forward direction, part gates: .*{message}"):
-        tlq.prepare(nn.LSTM(I, H), INT8.replace(gates=constructor))
+    with pytest.raises(error, match=f"^part gates: .*{message}"):
+        INT8.replace(gates=constructor)
 
 
 @pytest.mark.parametrize("layer", ["0", 0.5, True])

@@ -255,15 +255,7 @@ def fixed(scale: float, zero_point: int = 0, **limits: int) -> Any:
     ],
 )
 def test_impossible_grids_are_named(constructor: Any, message: str) -> None:
-    config = tlq.LSTMQConfig.int8().replace(fgate_cx=constructor)
-    with pytest.raises(ValueError, match=f"LSTM 'lstm', layer 0, forward direction, part fgate_cx: {message}"):
-        tlq.quantize(Holder(), [X], config)
-
-
-class Holder(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.lstm = nn.LSTM(5, 8)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.lstm(x)[0]
+    with pytest.raises(ValueError, match=f"^part fgate_cx: {message}"):
+        tlq.LSTMQConfig.int8().replace(fgate_cx=constructor)
+    with pytest.raises(ValueError, match=f"^layer 1, backward, part fgate_cx: {message}"):
+        tlq.LSTMQConfig.int8().override(1, "backward", fgate_cx=constructor)

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import nn
 from torch.ao.quantization import (
     FakeQuantize,
     FixedQParamsFakeQuantize,
@@ -22,7 +21,8 @@ from torch.ao.quantization import (
 from torch_lstm_quant.cell_graph import GATE_NAMES, SPLIT_PARTS
 from torch_lstm_quant.observed_grid import Constructor, observer_of
 from torch_lstm_quant.observers import BoundaryObserver, CutMinMaxObserver
-from torch_lstm_quant.qparams import GATES, PARTS, WEIGHTS
+from torch_lstm_quant.qconfig_checks import check_cell, check_part
+from torch_lstm_quant.qparams import GATES, PARTS, WEIGHTS, QParams
 
 Direction = Literal["forward", "backward"]
 DIRECTIONS: tuple[Direction, Direction] = ("forward", "backward")
@@ -38,10 +38,14 @@ class Override(NamedTuple):
     gate: Gate | None
     parts: Mapping[str, Any]
 
-    def __str__(self) -> str:
+    @property
+    def place(self) -> str:
+        """Layer, direction and gate in words."""
         gate = f", {self.gate} gate" if self.gate else ""
-        place = f"layer {'any' if self.layer is None else self.layer}, {self.direction or 'both directions'}{gate}"
-        return "\n".join(f"{place}: {part:<22}{_describe(constructor)}" for part, constructor in self.parts.items())
+        return f"layer {'any' if self.layer is None else self.layer}, {self.direction or 'both directions'}{gate}"
+
+    def __str__(self) -> str:
+        return "\n".join(f"{self.place}: {part:<22}{_describe(constructor)}" for part, constructor in self.parts.items())
 
 
 @dataclass(frozen=True)
@@ -60,8 +64,12 @@ class LSTMQConfig:
         weight_ih, weight_hh, weight_hr: per-tensor or per-channel (axis 0) constructors of int8 grids.
         overrides: later ones win; see :meth:`override`.
 
+    Every combination of float32 and of grids up to 16 bits, and of weights up to 8, runs fused (``docs/widths.md`` says how);
+    a constructor is called when the configuration is made, and refused then where what it makes cannot be honoured.
+
     Raises:
-        TypeError: a value that is neither a constructor nor None, or an unknown part in an override.
+        TypeError: a value that is neither a constructor nor None, or a constructor that fails.
+        ValueError: an observer whose dtype, scheme, limits or given grid cannot be honoured. Messages name the part.
     """
 
     x: Constructor | None = None
@@ -87,8 +95,15 @@ class LSTMQConfig:
     overrides: tuple[Override, ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
-        for part, constructor in self.parts():
-            _check_constructor(part, constructor)
+        grids = [check_part(part, constructor, f"part {part}") for part, constructor in self.parts()]
+        for override in self.overrides:
+            for part, constructor in override.parts.items():
+                grids.append(check_part(part, constructor, f"{override.place}, part {part}"))
+        if any(isinstance(grid, QParams) and grid.unbounded for grid in grids):
+            named = {override.layer for override in self.overrides if override.layer is not None}
+            for layer in sorted({0, max(named, default=0) + 1} | named):  # the last stands for all that are not named
+                for direction in DIRECTIONS:
+                    check_cell(self.constructors(layer, direction), f"layer {layer}, {direction} direction")
 
     def parts(self) -> Iterator[tuple[str, Constructor | Literal["shared"] | None]]:
         """(part, constructor) in order of computation, the weights last; without the overrides."""
@@ -116,7 +131,7 @@ class LSTMQConfig:
             parts: constructors, or None for float32.
 
         Raises:
-            ValueError: an unknown direction or gate, or a negative layer.
+            ValueError: an unknown direction or gate, a negative layer, or an observer that cannot be honoured.
             TypeError: a layer that is no int, an unknown part, one that has no gates, or a value that is no constructor.
         """
         if direction not in (None, *DIRECTIONS):
@@ -128,8 +143,7 @@ class LSTMQConfig:
         if layer is not None and layer < 0:
             raise ValueError(f"layer must be 0 or more, or None for all layers, got {layer}")
         _check_parts(parts)
-        for part, constructor in parts.items():
-            _check_constructor(part, constructor)
+        for part in parts:
             if gate is not None and part not in SPLIT_PARTS:
                 raise TypeError(f"gate={gate!r} is for the parts {', '.join(SPLIT_PARTS)}, got {part}")
         return dataclasses.replace(self, overrides=(*self.overrides, Override(layer, direction, gate, parts)))
@@ -289,15 +303,6 @@ def _check_parts(parts: Mapping[str, Any]) -> None:
     unknown = [part for part in parts if part not in (*PARTS, *WEIGHTS)]
     if unknown:
         raise TypeError(f"unknown part {unknown[0]!r}; the parts are {', '.join((*PARTS, *WEIGHTS))}")
-
-
-def _check_constructor(part: str, constructor: object) -> None:
-    if constructor is None or (part in ("hx", "cx") and constructor == "shared"):
-        return
-    if isinstance(constructor, nn.Module) or not callable(constructor):
-        raise TypeError(
-            f"part {part} must be a constructor such as MinMaxObserver.with_args(...), or None (float32), got {constructor!r}"
-        )
 
 
 def _describe(constructor: Constructor | Literal["shared"] | None) -> str:
