@@ -56,6 +56,17 @@ def test_one_gate_of_a_part_has_its_own() -> None:
         config.override(gate="forget_gate", gates=None)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("part", [*PARTS, *WEIGHTS])
+def test_an_override_leaves_all_other_parts_as_they_are(part: str) -> None:
+    config = LSTMQConfig.int8().override(gate="forget", gates=HistogramObserver)
+    before, after = config.constructors(0, "forward"), config.override(0, **{part: None}).constructors(0, "forward")
+    own = {part, f"{part}_forget"}
+    assert {name: value for name, value in after.items() if name not in own} == {
+        name: value for name, value in before.items() if name not in own
+    }
+    assert after[part] is None
+
+
 def test_it_is_frozen() -> None:
     with pytest.raises(AttributeError):
         LSTMQConfig().x = MinMaxObserver  # type: ignore[misc]

@@ -162,8 +162,9 @@ class LSTMQConfig:
                     constructors[f"{part}_{override.gate}"] = constructor
                     continue
                 constructors[part] = constructor
-                for gate in GATE_NAMES:
-                    constructors.pop(f"{part}_{gate}", None)
+                if part in SPLIT_PARTS:  # tanh_cy_input is no gate of tanh_cy
+                    for gate in GATE_NAMES:
+                        constructors.pop(f"{part}_{gate}", None)
         return constructors
 
     def as_qconfig(self) -> QConfig:
