@@ -126,7 +126,9 @@ def model_inputs(model: nn.Module, steps: int, batch: int) -> tuple[Tensor, Tens
     """``x [T, B, I]`` and states of ordinary size."""
     lstm: Any = model.my_lstm
     rows = lstm.num_layers * (2 if lstm.bidirectional else 1), batch
-    h0, c0 = (0.3 * torch.randn(*rows, width) for width in (lstm.proj_size or lstm.hidden_size, lstm.hidden_size))
+    h0, c0 = (
+        0.3 * torch.randn(*rows, width) for width in (getattr(lstm, "proj_size", 0) or lstm.hidden_size, lstm.hidden_size)
+    )
     return torch.randn(steps, batch, lstm.input_size), h0, c0
 
 
