@@ -176,17 +176,16 @@ ProjectArgs CellRun::projection(int64_t count, int32_t first_block, int32_t last
       last_block,        workspace.scratch};
 }
 
-KeptSums* CellRun::kept_input(const Share& mine) const {
-  const bool can = delta != nullptr && bound.cell.input.sums == Sums::kInt8 && mine.blocks() <= plan.group_blocks;
-  return can ? &delta->input : nullptr;
+KeptSums* CellRun::kept_input() const {
+  return delta != nullptr && bound.cell.input.sums == Sums::kInt8 ? &delta->input : nullptr;
 }
 
 KeptSums* CellRun::kept_hidden() const {
   return delta != nullptr && bound.cell.hidden.sums == Sums::kInt8 ? &delta->hidden : nullptr;
 }
 
-bool CellRun::input_changes_little(int64_t count, const Share& mine) const {
-  KeptSums* kept = kept_input(mine);
+bool CellRun::input_changes_little(int64_t count) const {
+  KeptSums* kept = kept_input();
   if (kept == nullptr) return false;
   const auto* operands = reinterpret_cast<const uint8_t*>(workspace.operand);
   return count == 1 ? kept->watch(operands) : kept->watch_all(operands, operand_stride(), count);
@@ -201,12 +200,11 @@ void CellRun::run() const {
     if (delta != nullptr) delta->set_blocks(mine.first_block, mine.last_block);
     const Steps chunk = next_chunk(start);
     // all blocks at once where the chunk's igates find room
-    const int64_t block_rows = plan.chunk_steps * plan.tile_rows * std::min(plan.group_blocks, bound.cell.blocks);
-    const bool grouped = chunk.rows * mine.blocks() > block_rows;
+    const bool grouped = plan.group_blocks < bound.cell.blocks && chunk.count == 1;
     bool by_changes = false;
     if (!(projected == mine)) {
       load_operands(start, chunk.count);
-      by_changes = input_changes_little(chunk.count, mine);
+      by_changes = input_changes_little(chunk.count);
       if (!by_changes && !grouped) kernels.project(projection(chunk.rows, mine.first_block, mine.last_block, igates));
     }
     // a shorter chunk takes less time by itself than beside the steps, and so do chunks and steps in which little
@@ -215,13 +213,12 @@ void CellRun::run() const {
     bool next = projects_ahead() && !quiet && start + 2 * plan.chunk_steps <= steps;
     if (next) {
       load_operands(start + chunk.count, plan.chunk_steps);
-      next = !input_changes_little(plan.chunk_steps, mine);
+      next = !input_changes_little(plan.chunk_steps);
     }
     const ProjectArgs ahead = projection(plan.chunk_steps, mine.first_block, mine.last_block, next_igates);
-    const int32_t group = grouped ? plan.group_blocks : mine.blocks();
     int64_t rows_before = 0;
     for (int64_t s = start; s < start + chunk.count; ++s) {
-      step(s, rows_before, {mine, group, igates, next ? &ahead : nullptr, by_changes});
+      step(s, rows_before, {mine, grouped, igates, next ? &ahead : nullptr, by_changes});
       rows_before += rows_at(s);
       crew.meet(mine.members);
     }
@@ -282,31 +279,45 @@ void CellRun::step(int64_t step, int64_t rows_before, const Chunk& chunk) const 
   const float* changed_igates = chunk.by_changes ? project_changes(rows_before, mine) : nullptr;
   const std::optional<Delta> changed = hidden_changes(state.h[odd], chunk);
   if (changed.has_value()) args.delta = &*changed;
-  // a single group was projected ahead of the chunk, several are as they come
-  for (int32_t begin = 0; begin < mine.blocks(); begin += chunk.group) {
-    const int32_t length = std::min(chunk.group, mine.blocks() - begin);
-    args.first_block = args.descending ? mine.last_block - begin - length : mine.first_block + begin;
-    args.last_block = args.first_block + length;
-    args.then = nullptr;
-    if (chunk.group < mine.blocks()) {
-      ProjectArgs input = projection(static_cast<int64_t>(args.rows), args.first_block, args.last_block, chunk.igates);
-      input.then = weights_of(cell.hidden, args.descending ? args.last_block - 1 : args.first_block);
-      kernels.project(input);
-      const int32_t next = args.descending ? args.first_block - chunk.group : args.last_block;
-      if (next < mine.last_block && next > mine.first_block - chunk.group) {
-        args.then = weights_of(cell.input, std::max(next, mine.first_block));
-      }
-    }
-    args.igates_stride = static_cast<size_t>(length) * kBlock;
+  if (chunk.grouped) {
+    step_by_groups(args, step, chunk);
+  } else {
+    args.igates_stride = static_cast<size_t>(mine.blocks()) * kBlock;
     args.igates = chunk.by_changes ? changed_igates : chunk.igates + rows_before * args.igates_stride;
-    kernels.step(args);
+    step_blocks(args, step, mine.first_block, mine.last_block);
   }
-  if (bound.projects()) {
-    crew.meet(mine.members);  // it reads what all of them left
-    project_h(step, mine);
-  } else if (!writes_in_place()) {
-    store_output(step, mine);
+  if (!bound.projects()) return;
+  crew.meet(mine.members);  // it reads what all of them left
+  project_h(step, mine);
+}
+
+void CellRun::step_by_groups(StepArgs args, int64_t step, const Chunk& chunk) const {
+  const Cell& cell = bound.cell;
+  Portions::Blocks mine{chunk.share.first_block, chunk.share.last_block};
+  const bool shared = chunk.share.members > 1;
+  if (shared) portions.begin(member, mine);
+  for (;;) {
+    const Portions::Blocks blocks = shared ? portions.take(member, plan.group_blocks, args.descending)
+                                           : Portions::cut(mine, plan.group_blocks, args.descending);
+    if (blocks.empty()) return;
+    ProjectArgs input = projection(static_cast<int64_t>(args.rows), blocks.begin, blocks.end, chunk.igates);
+    input.then = weights_of(cell.hidden, args.descending ? blocks.end - 1 : blocks.begin);
+    kernels.project(input);
+    args.igates = chunk.igates;
+    args.igates_stride = input.igates_stride;
+    // what this thread takes next, unless others are there first
+    const int32_t next = args.descending ? blocks.begin - plan.group_blocks : blocks.end;
+    const bool is_last = args.descending ? blocks.begin == 0 : next == cell.blocks;
+    args.then = is_last ? nullptr : weights_of(cell.input, std::max(next, 0));
+    step_blocks(args, step, blocks.begin, blocks.end);
   }
+}
+
+void CellRun::step_blocks(StepArgs& args, int64_t step, int32_t first_block, int32_t last_block) const {
+  args.first_block = first_block;
+  args.last_block = last_block;
+  kernels.step(args);
+  if (!bound.projects() && !writes_in_place()) store_output(step, {first_block, last_block, 1});
 }
 
 void CellRun::store_output(int64_t step, const Share& mine) const {

@@ -10,6 +10,7 @@
 #include "lstm.h"
 #include "memory.h"
 #include "plan.h"
+#include "portions.h"
 #include "team.h"
 
 namespace lstm_quant {
@@ -115,6 +116,7 @@ struct CellRun {
   Workspace workspace;
   CellDelta* delta;  // null: no delta steps
   Crew& crew;
+  Portions& portions;
   int member;
   int members;
 
@@ -129,7 +131,7 @@ struct CellRun {
   // A chunk of steps as a member goes through it.
   struct Chunk {
     Share share;
-    int32_t group;  // blocks for which input projection and step follow each other
+    bool grouped;  // input projection and step follow each other for some blocks at a time
     float* igates;
     const ProjectArgs* ahead;  // projects the next one, a part at each step; null: no part of it
     bool by_changes;           // the igates are made at each step, from what changed in x
@@ -156,10 +158,10 @@ struct CellRun {
   // Whether the next chunk can be projected beside the steps of this one.
   bool projects_ahead() const;
   // Null where delta steps cannot be.
-  KeptSums* kept_input(const Share& share) const;
+  KeptSums* kept_input() const;
   KeptSums* kept_hidden() const;
   // Whether the rows that load_operands left are to be projected step by step, by what changed from one to the next.
-  bool input_changes_little(int64_t count, const Share& share) const;
+  bool input_changes_little(int64_t count) const;
   // Of the first `count` rows that load_operands left.
   ProjectArgs projection(int64_t count, int32_t first_block, int32_t last_block, float* igates) const;
   // The igates of a step whose x, that row of the chunk, changed little.
@@ -168,6 +170,9 @@ struct CellRun {
   std::optional<Delta> hidden_changes(const char* h, const Chunk& chunk) const;
   // A step whose rows come after the first `rows_before` of the chunk.
   void step(int64_t step, int64_t rows_before, const Chunk& chunk) const;
+  // All its blocks, some at a time: those that this member comes to.
+  void step_by_groups(StepArgs args, int64_t step, const Chunk& chunk) const;
+  void step_blocks(StepArgs& args, int64_t step, int32_t first_block, int32_t last_block) const;
   // Whether kernels write the output.
   bool writes_in_place() const {
     return output.dtype == DType::kFloat32 && output.layout.order == nullptr && !bound.projects();

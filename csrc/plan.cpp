@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "progress.h"
+
 namespace lstm_quant {
 namespace {
 
@@ -12,6 +14,8 @@ constexpr double kStepNs = 60;               // a step of one layer, whatever it
 constexpr double kMeetingNsPerMember = 110;  // a step's meeting
 constexpr double kPieceNs = 250;             // taking a piece of a layer, and its input from another CPU's cache
 constexpr double kAheadGain = 1.06;          // from projecting the next chunk beside the steps of this one
+constexpr double kPauseNs = 20;              // a pause of a thread that waits
+constexpr double kManyReaders = 1.15;        // threads that all read many weights
 // What sharing must save to be worth disturbing other threads.
 constexpr double kGain = 1.1;
 
@@ -52,10 +56,14 @@ bool projects_ahead(const Sizes& sizes, int64_t rows, int64_t chunk_steps) {
          hidden_bytes(sizes) < kMostAheadBytes;
 }
 
-int64_t chunk_of(const Sizes& sizes, const Rates& rates, int64_t steps, int64_t rows) {
+bool has_many_weights(const Sizes& sizes, const Rates& rates) {
   const int64_t depth = std::max(sizes.input_size, sizes.num_layers > 1 ? sizes.depth(1) : 0);
   const int64_t bytes = hidden_bytes(sizes) + sizes.hidden_size * depth * kGates;
-  if (rates.long_chunk_bytes != 0 && bytes >= rates.long_chunk_bytes) {
+  return rates.many_weights_bytes != 0 && bytes >= rates.many_weights_bytes;
+}
+
+int64_t chunk_of(const Sizes& sizes, const Rates& rates, int64_t steps, int64_t rows) {
+  if (has_many_weights(sizes, rates)) {
     return std::clamp<int64_t>(kManyProjectedRows / rows, 1, steps);
   }
   return std::clamp<int64_t>(kProjectedRows / rows, 1, std::min(kMaxChunkSteps, steps));
@@ -68,8 +76,11 @@ class Cost {
       : sizes_(sizes), rates_(rates), steps_(steps), rows_(rows), start_ns_(start_ns) {}
 
   double alone() const { return layers(rows_, 1); }
-  // `threads` threads with rows of their own.
-  double by_rows(int threads) const { return start_ns_ + layers(divide_up(rows_, threads), 1); }
+  // `threads` threads with rows of their own, each of which reads all weights.
+  double by_rows(int threads) const {
+    const double readers = has_many_weights(sizes_, rates_) ? kManyReaders : 1;
+    return start_ns_ + layers(divide_up(rows_, threads), 1) * readers;
+  }
   // `threads` threads that share each step; two directions do not meet.
   double by_units(int threads) const {
     const int64_t blocks = divide_up(sizes_.hidden_size, kUnits);
@@ -163,8 +174,10 @@ Plan make_plan(const Sizes& sizes, const Rates& rates, int64_t steps, int64_t ro
   choose_slots(cost, sizes, steps, mean_rows, threads, plan);
   const bool by_layers = plan.sharing == Sharing::kLayers;
   const int64_t slot_rows = plan.sharing == Sharing::kRows ? divide_up(rows, plan.slots) : rows;
-  plan.tile_rows = plan.sharing == Sharing::kRows ? divide_up(slot_rows, divide_up(slot_rows, kMaxTileRows)) : rows;
+  plan.tile_rows = divide_up(slot_rows, divide_up(slot_rows, kMaxTileRows));
   plan.chunk_steps = chunk_of(sizes, rates, by_layers ? plan.layer_steps : steps, plan.tile_rows);
+  // one step at a time, so that threads can take blocks as they get on
+  if (plan.sharing == Sharing::kUnits && plan.tile_rows >= kGroupedRows) plan.chunk_steps = 1;
   const bool grouped = plan.chunk_steps == 1 && plan.tile_rows >= kGroupedRows;
   plan.group_blocks = grouped ? kGroupBlocks : static_cast<int32_t>(divide_up(sizes.hidden_size, kUnits));
   // a backward direction begins with the last step, so two directions need all that the layer below gives
@@ -175,8 +188,10 @@ Plan make_plan(const Sizes& sizes, const Rates& rates, int64_t steps, int64_t ro
   plan.zigzag = hidden_bytes(sizes) > kZigzagBytes;
   plan.ahead = projects_ahead(sizes, plan.tile_rows, plan.chunk_steps);
   plan.delta = rows == 1 && hidden_bytes(sizes) >= kLeastDeltaBytes;
-  // a quarter of the time that one thread takes
+  // a quarter of the time that one thread takes, for all or for a step
   const double patience_us = std::clamp(cost.alone() / 4000, 50.0, 10e3);
+  const double step_ns = cost.alone() / static_cast<double>(steps * sizes.num_layers);
+  plan.pauses = std::max(Progress::kPauses, static_cast<int64_t>(std::min(step_ns, 10e6) / 4 / kPauseNs));
   plan.patience = std::chrono::microseconds(static_cast<int64_t>(patience_us));
   return plan;
 }

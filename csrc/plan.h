@@ -24,7 +24,8 @@ struct Plan {
   int64_t pieces_between;              // pieces for which there is room between two layers
   bool zigzag;                         // walk the blocks backwards on odd steps
   bool ahead;                          // project a single row's next chunk beside the steps of this one, of kAheadRows
-  bool delta;                          // skip what did not change in a single row, where it is faster: see delta.h
+  bool delta;                          // skip what did not change in a single row, where it is faster; not by groups
+  int64_t pauses;                      // to spend in waiting at a meeting before going to sleep
   std::chrono::microseconds patience;  // how long to wait for the other threads before going on without them
 };
 

@@ -5,12 +5,6 @@
 #endif
 
 namespace lstm_quant {
-namespace {
-
-constexpr int kSpins = 2000;  // pauses before a thread sleeps: some tens of microseconds
-
-}  // namespace
-
 void pause() {
 #if defined(__x86_64__) || defined(__i386__)
   _mm_pause();
@@ -27,8 +21,8 @@ void Progress::advance() {
   wake_.notify_all();
 }
 
-bool Progress::wait(uint32_t seen) {
-  for (int i = 0; i < kSpins; ++i) {
+bool Progress::wait(uint32_t seen, int64_t pauses) {
+  for (int64_t i = 0; i < pauses; ++i) {
     if (count() != seen) return false;
     pause();
   }

@@ -13,11 +13,13 @@ namespace lstm_quant {
 // very thread that is waited for.
 class Progress {
  public:
+  static constexpr int64_t kPauses = 2000;  // some tens of microseconds
+
   uint32_t count() const { return count_.load(); }
   // Counts on, and lets those go on who wait.
   void advance();
-  // Returns when the count is no longer `seen`, with whether it had to sleep.
-  bool wait(uint32_t seen);
+  // Returns when the count is no longer `seen`, with whether it had to sleep, after that many pauses.
+  bool wait(uint32_t seen, int64_t pauses = kPauses);
 
  private:
   std::atomic<uint32_t> count_{0};

@@ -37,8 +37,13 @@ int64_t layer_bytes(const Sizes& sizes, DType dtype) {
 
 // Where the members of a team meet.
 struct Crews {
+  explicit Crews(const Plan& plan) : Crews(plan.pauses, plan.sharing == Sharing::kUnits ? plan.slots : 0) {}
+  Crews(int64_t pauses, int members)
+      : all(pauses), directions{Crew(pauses), Crew(pauses)}, portions{Portions(members), Portions(members)} {}
+
   Crew all;
   Crew directions[2];
+  Portions portions[2];
 };
 
 // A call on one tile of rows after the other, by the threads that share them.
@@ -135,6 +140,7 @@ CellRun TileRun::make_run(const Tile& tile, const Workspace& workspace, const Ti
           workspace,
           workspace.deltas == nullptr ? nullptr : &workspace.deltas[cell],
           crews_.directions[direction],
+          crews_.portions[direction],
           index,
           count};
 }
@@ -186,7 +192,10 @@ void TileRun::by_units(Parallel& parallel) const {
   parallel.run(buffers_.plan.slots, [&](int begin, int end) {
     const IeeeScope ieee;
     const int member = team.join(end - begin);
-    if (member != Team::kTooLate) run(buffers_.tiles[0], buffers_.workspaces[member], rows_of(0), member, team.size());
+    if (member == Team::kTooLate) return;
+    for (int64_t tile = 0; tile * buffers_.plan.tile_rows < call_.rows; ++tile) {
+      run(buffers_.tiles[0], buffers_.workspaces[member], rows_of(tile), member, team.size());
+    }
   });
 }
 
@@ -257,7 +266,7 @@ void Stack::check_dtypes(const Call& call) const {
 }
 
 void Stack::run(const Call& call, Parallel& parallel, const Buffers& buffers) const {
-  Crews crews;
+  Crews crews(buffers.plan);
   const TileRun run(sizes_, kernels_, cells_, call, buffers, crews);
   switch (buffers.plan.sharing) {
     case Sharing::kRows:

@@ -13,7 +13,7 @@ void Crew::meet(int members) {
   if (members == 1) return;
   const uint32_t meeting = meetings_.count();
   if (arrived_.fetch_add(1) + 1 < members) {
-    if (meetings_.wait(meeting)) sleeps_.fetch_add(1);
+    if (meetings_.wait(meeting, pauses_)) sleeps_.fetch_add(1);
     return;
   }
   arrived_.store(0);

@@ -13,12 +13,16 @@ namespace lstm_quant {
 // and again, waiting costs more than the others' help is worth, and the crew breaks up: the first member goes on alone.
 class Crew {
  public:
+  // They sleep after that many pauses, which is to be long beside a step.
+  explicit Crew(int64_t pauses = Progress::kPauses) : pauses_(pauses) {}
+
   // Returns when `members` threads wait; all give the same number.
   void meet(int members);
   // Whether it has broken up. The same for all members until they meet again.
   bool broken_up() const { return broken_up_; }
 
  private:
+  const int64_t pauses_;
   std::atomic<int> arrived_{0};
   Progress meetings_;
   std::atomic<uint32_t> sleeps_{0};

@@ -214,9 +214,9 @@ struct Rates {
   double products_per_ns;  // multiply-accumulates on weights that are at hand
   double weights_per_ns;   // int8 weights that are read for one row
   double unit_ns;          // functions, new cell and hidden state of a unit
-  // Bytes of a cell's weights, input and hidden, from which to project more steps at a time, so that the input's are
-  // read less often. 0: never.
-  int64_t long_chunk_bytes = 0;
+  // Bytes of a cell's weights, input and hidden, from which they are read from a cache that all threads share: then more
+  // steps are projected at a time. 0: never.
+  int64_t many_weights_bytes = 0;
 };
 
 struct Kernels {

@@ -43,12 +43,14 @@ inline Plan random_plan(Dice& dice, const Sizes& sizes, int64_t steps, int64_t r
   plan.slots = threads;
   const bool whole = sizes.num_directions == 2 || sizes.num_layers == 1;
   plan.sharing = static_cast<Sharing>(dice.integer(0, whole ? 1 : 2));
-  plan.tile_rows = plan.sharing == Sharing::kRows ? dice.integer(1, rows) : rows;
+  plan.tile_rows = plan.sharing == Sharing::kLayers ? rows : dice.integer(1, rows);
   plan.chunk_steps = dice.integer(1, std::min<int64_t>(steps, 5));
   plan.group_blocks = plan.chunk_steps == 1 ? static_cast<int32_t>(dice.integer(1, 5)) : 1000;
+  plan.delta = plan.delta && plan.group_blocks == 1000;
   plan.layer_steps = whole ? steps : dice.integer(1, steps);
   plan.pieces_between = plan.sharing == Sharing::kLayers ? dice.integer(1, 4) : 1;
   plan.zigzag = dice.chance(0.5);
+  plan.pauses = dice.integer(0, 2000);
   plan.patience = std::chrono::microseconds(dice.integer(0, 2000));
   return plan;
 }

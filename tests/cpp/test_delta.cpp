@@ -53,7 +53,7 @@ Plan random_delta_plan(Dice& dice, const Sizes& sizes, int64_t steps, int thread
   plan.delta = true;
   plan.ahead = dice.chance(0.5);
   plan.chunk_steps = plan.ahead ? kAheadRows : std::min<int64_t>(steps, dice.one_of({1, 2, 5, 16, 40}));
-  plan.group_blocks = plan.chunk_steps == 1 && dice.chance(0.3) ? 2 : 1000;
+  plan.group_blocks = 1000;
   plan.layer_steps = whole ? steps : dice.integer(1, steps);
   plan.zigzag = dice.chance(0.5);
   return plan;

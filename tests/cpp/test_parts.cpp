@@ -1,13 +1,16 @@
 // The parts that a call is made of: conversion, dispatch, the team of threads.
+#include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <limits>
 #include <thread>
+#include <vector>
 
 #include "check.h"
 #include "convert.h"
 #include "dispatch.h"
 #include "lateness.h"
+#include "portions.h"
 #include "team.h"
 #include "tested_kernels.h"
 
@@ -147,6 +150,48 @@ TEST(a_crew_goes_on_when_the_last_has_come) {
   for (auto& thread : threads) thread.join();
   CHECK(early == 0) << early.load() << " returns before the last arrival";
   CHECK(disagreements == 0) << "on whether the crew had broken up";
+}
+
+TEST(every_block_is_taken_once_at_each_step) {
+  constexpr int kThreads = 3, kSteps = 300, kBlocks = 20;
+  Crew crew;
+  Portions portions(kThreads);
+  std::vector<std::atomic<int>> taken(kBlocks);
+  std::atomic<int> wrong{0};
+  std::vector<std::thread> threads;
+  for (int i = 0; i < kThreads; ++i) {
+    threads.emplace_back([&, i] {
+      for (int step = 1; step <= kSteps; ++step) {
+        portions.begin(i, {kBlocks * i / kThreads, kBlocks * (i + 1) / kThreads});
+        for (;;) {
+          const Portions::Blocks blocks = portions.take(i, 4, step % 2 == 0);
+          if (blocks.empty()) break;
+          if (blocks.end - blocks.begin > 4) ++wrong;
+          for (int32_t block = blocks.begin; block < blocks.end; ++block) ++taken[block];
+          // so that the others take of this one's
+          if (step % 50 == i) std::this_thread::sleep_for(std::chrono::microseconds(200));
+        }
+        crew.meet(kThreads);
+        if (i == step % kThreads && std::any_of(taken.begin(), taken.end(), [&](int n) { return n != step; })) ++wrong;
+        crew.meet(kThreads);
+      }
+    });
+  }
+  for (auto& thread : threads) thread.join();
+  CHECK(wrong == 0) << "a block was taken twice, or left, or more than four at once";
+}
+
+TEST(who_is_faster_takes_what_the_others_come_to_last) {
+  Portions portions(2);
+  portions.begin(0, {0, 8});
+  portions.begin(1, {8, 12});
+  std::vector<int32_t> begins;
+  for (;;) {
+    const Portions::Blocks blocks = portions.take(1, 4, false);
+    if (blocks.empty()) break;
+    for (int32_t block = blocks.begin; block < blocks.end; ++block) begins.push_back(block);
+  }
+  CHECK((begins == std::vector<int32_t>{8, 9, 10, 11, 4, 5, 6, 7, 2, 3, 1, 0})) << "in another order";
 }
 
 TEST(a_crew_that_sleeps_at_every_meeting_breaks_up) {

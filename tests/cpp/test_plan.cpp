@@ -51,6 +51,14 @@ TEST(where_weights_are_many_more_steps_are_projected_at_a_time) {
   CHECK(make_plan({1024, 1024, 1, 1}, kRates, 100, 1, 1).chunk_steps == 16) << "these rates know no such size";
 }
 
+TEST(where_weights_are_many_threads_share_units_so_that_each_reads_some) {
+  const Rates rates{92, 80, 3, 4 << 20};
+  const Plan many = make_plan({1024, 1024, 1, 1}, rates, 20, 32, 2);
+  CHECK(many.sharing == Sharing::kUnits && many.chunk_steps == 1 && many.group_blocks < 64) << "in groups";
+  CHECK(make_plan({512, 512, 1, 1}, rates, 20, 64, 2).sharing == Sharing::kRows);
+  CHECK(make_plan({1024, 1024, 1, 1}, rates, 20, 200, 2).tile_rows == 50) << "rows in tiles, one after the other";
+}
+
 TEST(every_plan_is_one_that_can_run) {
   for (int64_t hidden : {1, 16, 17, 128, 2048}) {
     for (int64_t rows : {1, 2, 15, 64, 65, 1000}) {
@@ -67,7 +75,7 @@ TEST(every_plan_is_one_that_can_run) {
             CHECK(plan.slots <= most);
             CHECK(plan.sharing != Sharing::kLayers || (directions == 1 && plan.pieces_between >= 2));
             CHECK(1 <= plan.tile_rows && plan.tile_rows <= rows);
-            CHECK(plan.sharing == Sharing::kRows || plan.tile_rows == rows);
+            CHECK(plan.sharing != Sharing::kLayers || plan.tile_rows == rows);
             CHECK(1 <= plan.chunk_steps && plan.chunk_steps <= steps);
             CHECK(plan.chunk_steps == 1 || plan.group_blocks >= blocks);
             CHECK(plan.layer_steps == steps || (directions == 1 && plan.layer_steps >= 1 && plan.layer_steps < steps));
