@@ -13,6 +13,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 SOURCES := $(shell find csrc -type f) pyproject.toml setup.py
 CPP_SOURCES := $(shell find csrc tests/cpp benchmarks examples -name '*.cpp' -o -name '*.h' -o -name '*.c')
 
+# ninja would look for the job server that make --jobs does not pass on to it
+unexport MAKEFLAGS
+
 .PHONY: help demo test check lint core-plain core-address core-thread proof bench bench-peers format clean FORCE
 .DEFAULT_GOAL := help
 
@@ -48,6 +51,7 @@ core-plain: $(VENV)/installed
 	$(CORE)
 	$(BIN)/cmake --build build/$@ --target lstm_quant
 
+# float-cast-overflow is not part of undefined
 core-address: SANITIZE := address,undefined,float-cast-overflow
 core-thread: SANITIZE := thread
 core-address core-thread: $(VENV)/installed

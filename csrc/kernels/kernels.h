@@ -214,8 +214,8 @@ struct Rates {
   double products_per_ns;  // multiply-accumulates on weights that are at hand
   double weights_per_ns;   // int8 weights that are read for one row
   double unit_ns;          // functions, new cell and hidden state of a unit
-  // Bytes of a cell's weights, input and hidden, from which they are read from a cache that all threads share: then more
-  // steps are projected at a time. 0: never.
+  // Bytes of a cell's weights, input and hidden, from which they are read from a cache that all threads share: then
+  // more steps are projected at a time. 0: never.
   int64_t many_weights_bytes = 0;
 };
 
