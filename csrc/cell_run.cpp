@@ -199,7 +199,7 @@ void CellRun::run() const {
     if (mine.members == 0) return;
     if (delta != nullptr) delta->set_blocks(mine.first_block, mine.last_block);
     const Steps chunk = next_chunk(start);
-    // all blocks at once where the chunk's igates find room
+    // a step with many rows goes by groups of blocks; chunks of several steps have room for all blocks at once
     const bool grouped = plan.group_blocks < bound.cell.blocks && chunk.count == 1;
     bool by_changes = false;
     if (!(projected == mine)) {

@@ -15,7 +15,7 @@ constexpr double kMeetingNsPerMember = 110;  // a step's meeting
 constexpr double kPieceNs = 250;             // taking a piece of a layer, and its input from another CPU's cache
 constexpr double kAheadGain = 1.06;          // from projecting the next chunk beside the steps of this one
 constexpr double kPauseNs = 20;              // a pause of a thread that waits
-constexpr double kManyReaders = 1.15;        // threads that all read many weights
+constexpr double kManyReaders = 1.15;        // threads that all read many weights (Zen 3)
 // What sharing must save to be worth disturbing other threads.
 constexpr double kGain = 1.1;
 

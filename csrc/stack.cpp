@@ -37,7 +37,8 @@ int64_t layer_bytes(const Sizes& sizes, DType dtype) {
 
 // Where the members of a team meet.
 struct Crews {
-  explicit Crews(const Plan& plan) : Crews(plan.pauses, plan.sharing == Sharing::kUnits ? plan.slots : 0) {}
+  Crews(const Plan& plan, int directions)
+      : Crews(plan.pauses, plan.sharing == Sharing::kUnits ? (plan.slots + directions - 1) / directions : 0) {}
   Crews(int64_t pauses, int members)
       : all(pauses), directions{Crew(pauses), Crew(pauses)}, portions{Portions(members), Portions(members)} {}
 
@@ -266,7 +267,7 @@ void Stack::check_dtypes(const Call& call) const {
 }
 
 void Stack::run(const Call& call, Parallel& parallel, const Buffers& buffers) const {
-  Crews crews(buffers.plan);
+  Crews crews(buffers.plan, static_cast<int>(sizes_.num_directions));
   const TileRun run(sizes_, kernels_, cells_, call, buffers, crews);
   switch (buffers.plan.sharing) {
     case Sharing::kRows:

@@ -13,7 +13,7 @@ namespace lstm_quant {
 // and again, waiting costs more than the others' help is worth, and the crew breaks up: the first member goes on alone.
 class Crew {
  public:
-  // They sleep after that many pauses, which is to be long beside a step.
+  // They sleep after that many pauses: longer than a member should have to wait for another.
   explicit Crew(int64_t pauses = Progress::kPauses) : pauses_(pauses) {}
 
   // Returns when `members` threads wait; all give the same number.

@@ -185,9 +185,8 @@ def test_an_lstm_that_no_batch_reached() -> None:
 def test_models_without_lstms() -> None:
     with pytest.raises(ValueError, match="must contain a module of class LSTM or LSTMCell: found no LSTM, only Linear"):
         tlq.quantize(nn.Linear(5, 2), [X])
-    with pytest.raises(
-        ValueError, match="must contain a module of class ObservedLSTM or ObservedLSTMCell: it is an LSTM, which is float"
-    ):
+    wanted = r"a module of class ObservedLSTM or ObservedLSTMCell, or an observed .*LSTM: it is an LSTM, which is float"
+    with pytest.raises(ValueError, match=wanted):
         tlq.convert(nn.LSTM(5, 8))
     with pytest.raises(ValueError, match=r"a module of class LSTM.*: it is a ReferenceLSTM, which is converted: use .*lower"):
         tlq.prepare(tlq.quantize(nn.LSTM(5, 8), [X], backend="reference"))
@@ -208,6 +207,11 @@ def test_unknown_backends(model: Model, backend: Any) -> None:
 
 def test_configurations_that_name_nothing(model: Model) -> None:
     config = tlq.LSTMQConfig.int8()
+    shared = nn.ModuleDict({"first": nn.LSTM(5, 8)})
+    shared["second"] = shared["first"]
+    for qconfig in ({"first": config, "second": None}, {"second": config, "first": tlq.LSTMQConfig.all_int8()}):
+        with pytest.raises(ValueError, match="one configuration for an LSTM, got two for that of 'first' and 'second'"):
+            tlq.prepare(shared, qconfig)
     with pytest.raises(ValueError, match="qconfig names 'third', which is no LSTM of the model: it has 'first', 'second'"):
         tlq.quantize(model, [X], {"third": config})
     with pytest.raises(TypeError, match=r"qconfig\['first'\] must be an LSTMQConfig or None"):

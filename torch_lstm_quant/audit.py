@@ -232,7 +232,7 @@ def _audit_observed(module: nn.Module, place: _Place) -> _Finding:
     refusal = _refusal(lambda: _convert(module, place.path))
     if refusal is not None:
         return _Finding(refusal, _FIRST + convert)
-    if place.graph is not None and not place.is_prepared_graph:
+    if ours and place.graph is not None and not place.is_prepared_graph:
         return _Finding("convert_fx left it observed: it was not given torch_lstm_quant.convert_custom_config()", convert)
     return _Finding(_NOT_CONVERTED, convert)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import operator
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -232,10 +232,7 @@ def check_lengths(lengths: object, steps: int, rows: int, device: torch.device) 
         ValueError: another number of lengths, or lengths out of range.
     """
     if not isinstance(lengths, Tensor):
-        try:
-            lengths = torch.tensor([operator.index(length) for length in lengths], dtype=torch.int64)  # type: ignore[attr-defined]
-        except TypeError as error:
-            raise TypeError(f"lengths must be integers, as a tensor or a sequence, got {lengths!r}") from error
+        lengths = torch.tensor(_integers(lengths), dtype=torch.int64)
     if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
         raise TypeError(f"lengths must be integers, got {lengths.dtype}")
     if lengths.device.type not in ("cpu", device.type):
@@ -250,6 +247,18 @@ def check_lengths(lengths: object, steps: int, rows: int, device: torch.device) 
         if least < 1 or most > steps:
             raise ValueError(f"lengths must be from 1 to the {steps} steps of input, got {least} to {most}")
     return lengths
+
+
+def _integers(lengths: object) -> list[int]:
+    """Those of a list, tuple or array. Sets and dicts have no order of rows, and a bool is no length."""
+    ordered = hasattr(lengths, "__getitem__") and not isinstance(lengths, (Mapping, str, bytes, bytearray))
+    try:
+        values = list(lengths) if ordered else None  # type: ignore[call-overload]
+        if values is not None and not any("bool" in str(getattr(value, "dtype", type(value))) for value in values):
+            return [operator.index(value) for value in values]
+    except TypeError:
+        pass
+    raise TypeError(f"lengths must be integers, as a tensor or a sequence, got {lengths!r}")
 
 
 def _permute(state: Tensor, order: Tensor | None) -> Tensor:

@@ -20,11 +20,12 @@ class Cell:
             ``qparams.weight_ih`` is given, float32 where it is None.
         weight_hh: ``[4 * hidden_size, h_size]``, likewise.
         bias_ih, bias_hh: float32 ``[4 * hidden_size]``; zeros for ``bias=False``.
-        weight_hr: ``[proj_size, hidden_size]``, likewise: what projects the hidden state. None: it is not projected.
+        weight_hr: ``[proj_size, hidden_size]``, int8 or float32 as ``weight_ih`` is: what projects the hidden state. None: it
+            is not projected.
 
     Raises:
         ValueError: shapes or dtypes that do not fit together, weights outside their grid, NaN or infinities; grids of a
-            projection that there is not.
+            projection that there is not, or an ``ogate_cy`` without limits that one reads.
     """
 
     qparams: CellQParams

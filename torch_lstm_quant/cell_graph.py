@@ -82,7 +82,8 @@ class ObservedLinear(nn.Linear):
         self.weight_post_process = weight_post_process
 
     def forward(self, input: Tensor) -> Tensor:
-        return nn.functional.linear(input, (self._held or (self._passed(),))[0], self.bias)
+        weight = self._passed() if self._held is None else self._held[0]
+        return nn.functional.linear(input, weight, self.bias)
 
     @contextmanager
     def held(self) -> Iterator[None]:

@@ -135,7 +135,7 @@ def _get_lstm_with_individually_observed_parts(
         return observe_cell(cell, constructors, where, backend_config, quantized_boundary)
 
     observed: torch.ao.nn.quantizable.LSTM = assemble(torch.ao.nn.quantizable.LSTM, float_lstm, cell)
-    for layer in list(observed.layers)[1:] if float_lstm.dropout else []:
+    for layer in list(observed.layers)[1:] if float_lstm.dropout and not float_lstm.proj_size else []:
         layer.register_forward_pre_hook(_DropoutBefore(float_lstm.dropout))
     observed.qconfig = float_lstm.qconfig
     if float_lstm.proj_size:
@@ -191,7 +191,8 @@ class ReferenceLSTM(torch.ao.nn.quantized.LSTM):
                 ``proj_size`` hidden states are that wide.
 
         Returns:
-            ``output`` ``[T, B, num_directions * hidden_size]`` (``[B, T, ...]``) and ``(h_n, c_n)``, shaped as ``hidden``.
+            ``output`` ``[T, B, num_directions * hidden_size]`` (``[B, T, ...]``; with ``proj_size`` that instead of
+            ``hidden_size``) and ``(h_n, c_n)``, shaped as ``hidden``.
             Where the boundary is quantized they are quantized tensors if all that is in them has the same qparams, and
             else float32: the dequantized values exactly. (A quantized op of ``convert_fx`` cannot read these: give the parts
             one fixed grid, or the LSTM a qconfig with float32 activations.)

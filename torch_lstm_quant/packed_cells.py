@@ -44,7 +44,7 @@ class PackedCells(nn.Module):
     _shape: Shape
     _packed: Tensor
     _bound: tuple[tuple[int, int], object] | None = None
-    _known: tuple[Tensor, str] | None = None  # a fingerprint, and the packed cells that it is of
+    _known: tuple[Tensor, str] | None = None  # packed cells, and their fingerprint
 
     def __init__(self, layers: Sequence[Sequence[Cell]], *, batch_first: bool = False) -> None:
         super().__init__()
@@ -177,7 +177,7 @@ class PackedCells(nn.Module):
         if self.training:
             raise RuntimeError(
                 f"a fused {type(self).__name__} is for inference only, got a tensor that requires a gradient in training "
-                "mode: train before converting (prepare(..., LSTMQConfig.int8(qat=True))), or call eval() or torch.no_grad()"
+                "mode: train before converting (torch_lstm_quant.prepare_qat), or call eval() or torch.no_grad()"
             )
 
     def _register(self, suffix: str, cell: Cell) -> None:

@@ -24,7 +24,7 @@ _OF_RANGES = (
     PerChannelMinMaxObserver.calculate_qparams,
     CutMinMaxObserver.calculate_qparams,
 )
-_PROJECTED = ("x", "hx", "ogate_cy", "hy")
+_READ_BY_PROJECTIONS = ("x", "hx", "ogate_cy", "hy")
 """What projections read, where a cell has them: that of the step after, and that of ``proj_size``."""
 
 
@@ -50,7 +50,7 @@ def check_part(part: str, constructor: Constructor | str | None, place: str) -> 
     if module is None:
         return None
     grid = _grid_of(module, place)
-    if part in _PROJECTED and isinstance(grid, QParams) and grid.unbounded:
+    if part in _READ_BY_PROJECTIONS and isinstance(grid, QParams) and grid.unbounded:
         raise ValueError(
             f"{place} is what projections read, so it needs a grid of at most 16 bits, got qint32 without limits: give its "
             "observer quant_min and quant_max"

@@ -16,7 +16,7 @@ from torch.ao.quantization import FakeQuantizeBase
 from torch.nn.utils.rnn import PackedSequence
 
 from torch_lstm_quant.custom_config import Converter, check_backend
-from torch_lstm_quant.observed import FLOAT_LSTMS, OBSERVED_LSTMS, FloatLSTM, observe, observers_of
+from torch_lstm_quant.observed import FLOAT_LSTMS, OBSERVED_LSTMS, FloatLSTM, Observed, observe, observers_of
 from torch_lstm_quant.observed_by_torch import is_observed_by_torch
 from torch_lstm_quant.qconfig import LSTMQConfig
 from torch_lstm_quant.stages import what_was_found
@@ -82,7 +82,7 @@ def prepare(model: nn.Module, qconfig: QConfigs | None = None) -> nn.Module:
         config = choose(path, module)
         return observe(module, config, path) if config else None
 
-    return _swap(model, lambda module: isinstance(module, FLOAT_LSTMS), FLOAT_LSTMS, observed)
+    return _swap(model, lambda module: isinstance(module, FLOAT_LSTMS), "LSTM or LSTMCell", observed)
 
 
 def prepare_qat(model: nn.Module, qconfig: QConfigs | None = None) -> nn.Module:
@@ -106,13 +106,18 @@ def prepare_qat(model: nn.Module, qconfig: QConfigs | None = None) -> nn.Module:
     """
     prepared = prepare(model, LSTMQConfig.int8(qat=True) if qconfig is None else qconfig)
     for module in prepared.modules():
-        for name, observer in observers_of(module) if isinstance(module, OBSERVED_LSTMS) else ():
-            if not isinstance(observer, FakeQuantizeBase):
-                raise ValueError(
-                    f"{module.where}: a part must have a fake quantize or nothing to be trained with its rounding, got "
-                    f"{type(observer).__name__} at {name}: use a preset with qat=True, or FakeQuantize.with_args(observer=...)"
-                )
+        if isinstance(module, OBSERVED_LSTMS):
+            _check_fake_quantizes(module)
     return prepared.train()
+
+
+def _check_fake_quantizes(observed: Observed) -> None:
+    for name, observer in observers_of(observed):
+        if not isinstance(observer, FakeQuantizeBase):
+            raise ValueError(
+                f"{observed.where}: a part must have a fake quantize or nothing to be trained with its rounding, got "
+                f"{type(observer).__name__} at {name}: use a preset with qat=True, or FakeQuantize.with_args(observer=...)"
+            )
 
 
 def convert(model: nn.Module, backend: str = "fused") -> nn.Module:
@@ -132,20 +137,23 @@ def convert(model: nn.Module, backend: str = "fused") -> nn.Module:
     def is_observed(module: nn.Module) -> bool:
         return isinstance(module, OBSERVED_LSTMS) or is_observed_by_torch(module)
 
-    return _swap(model, is_observed, OBSERVED_LSTMS, lambda path, module: converter.from_observed(module, path))  # type: ignore[arg-type]
+    def converted(path: str, module: nn.Module) -> nn.Module:
+        return converter.from_observed(module, path)  # type: ignore[arg-type]
+
+    wanted = "ObservedLSTM or ObservedLSTMCell, or an observed torch.ao.nn.quantizable.LSTM"
+    return _swap(model, is_observed, wanted, converted)
 
 
 def _swap(
     model: nn.Module,
     is_wanted: Callable[[nn.Module], bool],
-    kinds: tuple[type[nn.Module], ...],
+    wanted: str,
     replace: Callable[[str, nn.Module], nn.Module | None],
 ) -> nn.Module:
-    """A copy of ``model`` with what ``replace`` gives for each wanted module, where that is not None; ``kinds`` names them."""
+    """A copy of ``model`` with what ``replace`` gives for each wanted module, where that is not None."""
     found = {module: path for path, module in model.named_modules() if is_wanted(module)}
     if not found:
-        names = " or ".join(kind.__name__ for kind in kinds)
-        raise ValueError(f"the model must contain a module of class {names}: {what_was_found(model)}")
+        raise ValueError(f"the model must contain a module of class {wanted}: {what_was_found(model)}")
     swapped = {module: replace(path, module) for module, path in found.items()}
     # what is replaced need not be copied: deepcopy takes the replacements as the copies that it has already made
     return copy.deepcopy(model, {id(module): new for module, new in swapped.items() if new is not None})
@@ -164,7 +172,14 @@ def _chooser(model: nn.Module, qconfig: QConfigs) -> Callable[[str, nn.Module], 
         matches = key == "" or key in lstms or (isinstance(key, type) and any(isinstance(m, key) for m in lstms.values()))
         if not matches:
             raise ValueError(f"qconfig names {key!r}, which is no LSTM of the model: it has {', '.join(map(repr, lstms))}")
-    by_path: dict[nn.Module, LSTMQConfig | None] = {m: qconfig[path] for path, m in lstms.items() if path in qconfig}
+    named: dict[nn.Module, str] = {}
+    for path, module in lstms.items():
+        if path in qconfig and qconfig[named.setdefault(module, path)] is not qconfig[path]:
+            raise ValueError(
+                f"qconfig must have one configuration for an LSTM, got two for that of {named[module]!r} and {path!r}: "
+                "name one path, or give both the same"
+            )
+    by_path = {module: qconfig[path] for module, path in named.items()}
 
     def choose(path: str, module: nn.Module) -> LSTMQConfig | None:
         if module in by_path:

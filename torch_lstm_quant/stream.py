@@ -109,8 +109,12 @@ class Stream(_direct.Stream):
     def state(self, rows: Rows | None = None) -> States:
         """``(h_n, c_n)`` after the last step, float32 and shaped as for :meth:`reset`, as the module gives.
 
-        With ``rows``, those of these rows. Rows of a stream of the same module that
-        are ``reset`` to them go on as these would.
+        With ``rows``, those of these rows, in that order. Rows of a stream of the same module that are ``reset`` to them go on
+        as these would.
+
+        Raises:
+            TypeError, ValueError: ``rows`` that are not rows of the stream, each once.
+            RuntimeError: the stream is being used by another thread.
         """
         numbers = self._numbers(rows)
         h_n, c_n = (torch.empty(shape, dtype=torch.float32, device=CPU) for shape in self._state_shapes(numbers))
@@ -121,6 +125,9 @@ class Stream(_direct.Stream):
         """The state of all rows or some, for :meth:`restore`: a dict of plain values and tensors, with which module it is of.
 
         ``torch.save`` and ``pickle`` take it, and ``torch.load`` reads it with ``weights_only=True``.
+
+        Raises:
+            TypeError, ValueError, RuntimeError: as :meth:`state`.
         """
         return saved_states.save(self._fingerprint, self.state(rows))
 

@@ -70,7 +70,7 @@ def main() -> None:
         print(f"{name:<26}{bits[name]:>20.4f}{lost[name]:>10.4f}")
     for name in ("with narrower ranges", "and trained"):
         print(f"{name}: {1 - lost[name] / lost['calibrated']:.0%} of what calibrating loses is recovered")
-    show_exactness(model, trained, prepared)
+    show_exactness(trained, prepared)
 
 
 def prepare(model: CharLM, calibration: list[Tensor]) -> nn.Module:
@@ -113,7 +113,7 @@ def _learning_rate(batch: int, total: int) -> float:
     return min(1.0, (batch + 1) / WARM_UP) * (1.0 - batch / total)
 
 
-def show_exactness(model: CharLM, trained: nn.Module, prepared: nn.Module) -> None:
+def show_exactness(trained: nn.Module, prepared: nn.Module) -> None:
     """The fused LSTM against the integer reference, and against what was trained."""
     with torch.no_grad():
         x = trained.embedding(data.held_out(16, 256))

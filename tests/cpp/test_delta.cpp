@@ -89,7 +89,7 @@ TEST(a_stream_goes_on_by_changes_from_call_to_call) {
   for (const Kernels* kernels : tested_kernels()) {
     const Kernels with_counts = counting(*kernels);
     const CheckedKernels checked = check_evaluators(with_counts);
-    for (uint32_t seed = 0; seed < seeds(12); ++seed) {
+    for (uint32_t seed = 0; seed < 6; ++seed) {  // in fewer there may be none whose projected states are watched
       Dice dice(seed);
       const int64_t hidden_size = dice.integer(64, 100);
       const Sizes sizes{dice.integer(1, 70), hidden_size, dice.integer(1, 2), 1, random_proj_size(dice, hidden_size)};
