@@ -16,7 +16,7 @@ CPP_SOURCES := $(shell find csrc tests/cpp benchmarks examples -name '*.cpp' -o 
 # ninja would look for the job server that make --jobs does not pass on to it
 unexport MAKEFLAGS
 
-.PHONY: help demo test check lint core-plain core-address core-thread proof bench bench-peers format clean FORCE
+.PHONY: help demo test check lint core-address core-thread proof bench bench-peers format clean FORCE
 .DEFAULT_GOAL := help
 
 help:
@@ -35,7 +35,7 @@ demo: $(VENV)/installed
 test: $(VENV)/installed
 	$(BIN)/python -m pytest --numprocesses 2 $(PYTEST)
 
-check: lint core-plain core-address core-thread
+check: lint core-address core-thread
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check
@@ -43,13 +43,9 @@ lint: $(VENV)/installed
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run -Werror $(CPP_SOURCES)
 
-# The C++ core without torch: compiled as it is in the package, and with its tests under sanitizers.
+# The C++ core without torch, with its tests, under sanitizers.
 CORE = $(BIN)/cmake -S . -B build/$@ -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) -DCMAKE_BUILD_TYPE=Release \
 	-DCMAKE_COMPILE_WARNING_AS_ERROR=ON
-
-core-plain: $(VENV)/installed
-	$(CORE)
-	$(BIN)/cmake --build build/$@ --target lstm_quant
 
 # float-cast-overflow is not part of undefined
 core-address: SANITIZE := address,undefined,float-cast-overflow

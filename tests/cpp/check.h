@@ -24,10 +24,13 @@ struct Registration {
   Registration(const char* name, std::function<void()> run) { tests().push_back({name, std::move(run)}); }
 };
 
-// How many random cases a test takes: fewer where ThreadSanitizer makes each ten times as long.
+// How many random cases a test takes: fewer where AddressSanitizer makes each three times as long, or ThreadSanitizer
+// ten.
 constexpr uint32_t seeds(uint32_t plain) {
 #ifdef __SANITIZE_THREAD__
   return (plain + 9) / 10;
+#elif defined(__SANITIZE_ADDRESS__)
+  return (plain + 2) / 3;
 #else
   return plain;
 #endif
