@@ -317,15 +317,16 @@ void CellRun::step_blocks(StepArgs& args, int64_t step, int32_t first_block, int
   args.first_block = first_block;
   args.last_block = last_block;
   kernels.step(args);
-  if (!bound.projects() && !writes_in_place()) store_output(step, {first_block, last_block, 1});
+  if (!bound.projects() && !writes_in_place()) store_output(step, first_block, last_block);
 }
 
-void CellRun::store_output(int64_t step, const Share& mine) const {
-  const Share::Columns columns = mine.of_h(bound);
+void CellRun::store_output(int64_t step, int32_t first_block, int32_t last_block) const {
+  const size_t hidden_size = bound.cell.hidden_size;
+  const Share::Columns units = columns(first_block, last_block, kUnits, hidden_size);
   const int64_t count = rows_at(step);
   for (int64_t row = 0; row < count; ++row) {
-    from_floats(bound.h, workspace.output + row * bound.h_size + columns.first, columns.count, output.dtype,
-                output.row(position(step), row) + columns.first * item_bytes(output.dtype));
+    from_floats(bound.h, workspace.output + row * hidden_size + units.first, units.count, output.dtype,
+                output.row(position(step), row) + units.first * item_bytes(output.dtype));
   }
 }
 

@@ -177,7 +177,7 @@ struct CellRun {
   bool writes_in_place() const {
     return output.dtype == DType::kFloat32 && output.layout.order == nullptr && !bound.projects();
   }
-  void store_output(int64_t step, const Share& share) const;
+  void store_output(int64_t step, int32_t first_block, int32_t last_block) const;
   // From what a step left: the output and what the next step reads.
   void project_h(int64_t step, const Share& share) const;
 };

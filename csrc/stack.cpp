@@ -37,8 +37,7 @@ int64_t layer_bytes(const Sizes& sizes, DType dtype) {
 
 // Where the members of a team meet.
 struct Crews {
-  Crews(const Plan& plan, int directions)
-      : Crews(plan.pauses, plan.sharing == Sharing::kUnits ? (plan.slots + directions - 1) / directions : 0) {}
+  // `members`: how many take portions in a direction.
   Crews(int64_t pauses, int members)
       : all(pauses), directions{Crew(pauses), Crew(pauses)}, portions{Portions(members), Portions(members)} {}
 
@@ -267,9 +266,12 @@ void Stack::check_dtypes(const Call& call) const {
 }
 
 void Stack::run(const Call& call, Parallel& parallel, const Buffers& buffers) const {
-  Crews crews(buffers.plan, static_cast<int>(sizes_.num_directions));
+  const Plan& plan = buffers.plan;
+  const bool by_portions = plan.sharing == Sharing::kUnits && plan.group_blocks < cells_.front().cell.blocks;
+  const int directions = static_cast<int>(sizes_.num_directions);
+  Crews crews(plan.pauses, by_portions ? (plan.slots + directions - 1) / directions : 0);
   const TileRun run(sizes_, kernels_, cells_, call, buffers, crews);
-  switch (buffers.plan.sharing) {
+  switch (plan.sharing) {
     case Sharing::kRows:
       return run.by_rows(parallel);
     case Sharing::kUnits:

@@ -22,7 +22,7 @@ from torch_lstm_quant.lowering import lower, lower_module
 from torch_lstm_quant.observed import FLOAT_LSTMS, OBSERVED_LSTMS, observe, qconfig_of
 from torch_lstm_quant.packed_cells import PackedCells
 from torch_lstm_quant.qconfig import DIRECTIONS, Direction, LSTMQConfig
-from torch_lstm_quant.qparams import GATES, PARTS, PER_GATE_PARTS, PROJECTION, WEIGHTS, QParams, WeightQParams
+from torch_lstm_quant.qparams import GATES, PARTS, PER_GATE_PARTS, WEIGHTS, QParams, WeightQParams, own_parts
 from torch_lstm_quant.quantized_adapter import QuantizedBoundaryLSTM
 from torch_lstm_quant.stages import Stage, is_lstm, stage_of
 
@@ -329,9 +329,7 @@ def _slowed_by(projection: str, operand: str, weight: str, sums: str, cell: Cell
 
 def _float_parts(cell: Cell) -> Iterator[str]:
     qparams = cell.qparams
-    for part in (*PARTS, *WEIGHTS):
-        if part in PROJECTION and not cell.proj_size:
-            continue
+    for part in own_parts((*PARTS, *WEIGHTS), projects=cell.proj_size > 0):
         if part in PER_GATE_PARTS:
             gates = [gate for gate, grid in zip(GATES, getattr(qparams, part), strict=True) if grid is None]
             yield from [part] if len(gates) == len(GATES) else [f"{part}.{gate}" for gate in gates]

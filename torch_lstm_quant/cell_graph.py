@@ -21,7 +21,7 @@ from torch.ao.quantization.quantize_fx import _swap_ff_with_fxff
 from torch.fx import Graph, GraphModule, Node, Tracer
 
 from torch_lstm_quant.observed_grid import QUANTIZED_DTYPES, Grid, make_observer, observer_of, read_grid
-from torch_lstm_quant.qparams import WEIGHTS
+from torch_lstm_quant.qparams import WEIGHTS, own_parts
 
 OBSERVER = "activation_post_process_"
 """An observed cell holds the observer of a part as ``activation_post_process_<part>`` (split gates: ``..._igates_input``)."""
@@ -38,7 +38,7 @@ SPLIT_PARTS = ("igates", "hgates", "gates")
 So it has the weights, of which ``weight_ih_forget`` are the forget gate's rows.
 """
 
-SPLIT_WEIGHTS = ("weight_ih", "weight_hh")
+SPLIT_WEIGHTS = own_parts(WEIGHTS, projects=False)
 """Weights with rows for each gate."""
 
 GATE_NAMES = ("input", "forget", "cell", "output")

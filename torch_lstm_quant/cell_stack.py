@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.ao.nn.quantizable import LSTMCell
 
+from torch_lstm_quant.call_forms import Shape
 from torch_lstm_quant.projected_cell import ProjectedLSTMCell
 
 _LAYERS = ("layer_fw", "layer_bw")
@@ -63,23 +64,28 @@ def assemble(kind: type[Any], like: Any, cell: Callable[[int, int], nn.Module]) 
     return lstm
 
 
+def check_forward(module: nn.Module, forwards: Sequence[Callable[..., Any]], where: str, advice: str) -> None:
+    """Refuse a class with a ``forward`` of its own, since what takes its place would not run it."""
+    if type(module).forward not in forwards:
+        raise ValueError(f"{where}: {type(module).__name__} overrides forward, which would be lost: {advice}")
+
+
 def run_cells(
     layers: Sequence[Sequence[nn.Module]],
     x: Tensor,
     h0: Tensor | None,
     c0: Tensor | None,
-    hidden_size: int,
+    sizes: Shape,
     dropout: float = 0.0,
     batch_sizes: Sequence[int] | None = None,
-    proj_size: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """A stack of cells, one step after the other, as ``nn.LSTM`` runs it.
 
     Args:
         layers: a list of layers, each a list of one or two directions: modules ``cell(x, (h, c)) -> (h, c)``.
         x: ``[T, B, input_size]``, at least one step; this and the states may be quantized tensors if the cells take such.
-        h0, c0: ``[num_layers * num_directions, B, hidden_size]``, h0 ``proj_size`` wide where there is one; zeros if None.
-        hidden_size, proj_size: of every cell.
+        h0, c0: ``[num_layers * num_directions, B, hidden_size]``, h0 ``h_size`` wide; zeros if None.
+        sizes: of every cell.
         dropout: probability of an element to be zeroed between layers.
         batch_sizes: how many rows each step has, never more than the one before. Then ``x`` and the output are
             ``[sum(batch_sizes), ...]``, as in a ``PackedSequence``, and no cell sees a row before its first or after its last
@@ -93,8 +99,8 @@ def run_cells(
     # float32 for quantized x too: zero is on every grid, and a cell's dequantize() leaves floats as they are
     rows = len(layers) * directions, x.shape[1] if batch_sizes is None else batch_sizes[0]
     join = torch.stack if batch_sizes is None else torch.cat
-    h0 = torch.zeros(*rows, proj_size or hidden_size) if h0 is None else h0
-    c0 = torch.zeros(*rows, hidden_size) if c0 is None else c0
+    h0 = torch.zeros(*rows, sizes.h_size) if h0 is None else h0
+    c0 = torch.zeros(*rows, sizes.hidden_size) if c0 is None else c0
     h_n, c_n = [], []
     for layer, cells in enumerate(layers):
         outputs = []

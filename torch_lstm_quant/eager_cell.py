@@ -14,6 +14,7 @@ from torch.ao.nn import quantized as nnq
 
 from torch_lstm_quant.cell import Cell
 from torch_lstm_quant.cell_graph import GATE_NAMES
+from torch_lstm_quant.cell_stack import check_forward
 from torch_lstm_quant.qparams import GATES, CellQParams, QParams
 from torch_lstm_quant.reference_graph import ReadCell
 from torch_lstm_quant.reference_linear import Rows, join
@@ -22,7 +23,9 @@ _LOW, _HIGH = 0, 255  # of quint8
 _SIGMOID, _TANH = QParams(1 / 256, 0, _LOW, _HIGH), QParams(1 / 128, 128, _LOW, _HIGH)
 """The grids of ``torch.sigmoid`` and ``torch.tanh`` of a ``quint8`` tensor, which torch has fixed."""
 
-_FUNCTIONALS = ("fgate_cx", "igate_cgate", "fgate_cx_igate_cgate", "ogate_cy")
+FUNCTIONALS = ("fgate_cx", "igate_cgate", "fgate_cx_igate_cgate", "ogate_cy")
+"""Parts that are sums or products, each a module of its own in torch.ao's cell, split gates or not."""
+
 _ADVICE = "convert the observed model again, or quantize the float one with torch_lstm_quant.quantize"
 
 
@@ -42,13 +45,10 @@ def read_eager_cell(cell: torch.ao.nn.quantizable.LSTMCell, where: str) -> ReadC
     Raises:
         ValueError: a module that such a cell does not have, a grid that is none: the message names it.
     """
-    if type(cell).forward is not torch.ao.nn.quantizable.LSTMCell.forward:
-        raise ValueError(
-            f"{where}: {type(cell).__name__} overrides forward, which would be lost: leave it as it is, or quantize an "
-            "nn.LSTM with torch_lstm_quant.quantize"
-        )
+    advice = "leave it as it is, or quantize an nn.LSTM with torch_lstm_quant.quantize"
+    check_forward(cell, (torch.ao.nn.quantizable.LSTMCell.forward,), where, advice)
     ih, hh = ([_linear(cell, part, gate, where) for gate in range(len(GATES))] for part in ("igates", "hgates"))
-    grids: dict[str, Any] = {part: _functional(cell, part, where) for part in _FUNCTIONALS}
+    grids: dict[str, Any] = {part: _functional(cell, part, where) for part in FUNCTIONALS}
     grids |= {part: _function(cell, part, where) for part in GATES}
     grids |= {
         "hx": grids["ogate_cy"],  # each step reads what the one before it wrote

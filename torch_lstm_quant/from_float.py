@@ -13,7 +13,7 @@ from torch_lstm_quant.custom_config import check_backend
 from torch_lstm_quant.given_grids import constructors_of
 from torch_lstm_quant.lowering import lower_module
 from torch_lstm_quant.observed import FloatLSTM, ReferenceLSTM, ReferenceLSTMCell, check_float_lstm
-from torch_lstm_quant.qparams import PROJECTION, WEIGHTS, CellQParams
+from torch_lstm_quant.qparams import WEIGHTS, CellQParams, own_parts
 
 
 def from_float(lstm: FloatLSTM, qparams: Mapping[str, CellQParams | Mapping[str, Any]], backend: str = "fused") -> nn.Module:
@@ -65,7 +65,7 @@ def from_float(lstm: FloatLSTM, qparams: Mapping[str, CellQParams | Mapping[str,
 
     def convert(name: str, place: str, layer: int = 0, direction: int = 0) -> nn.Module:
         projects = isinstance(lstm, nn.LSTM) and lstm.proj_size > 0
-        own = [weight for weight in WEIGHTS if weight not in PROJECTION or projects]
+        own = own_parts(WEIGHTS, projects=projects)
         weights = {weight: getattr(lstm, f"{weight}_{name}" if name else weight).detach() for weight in own}
         constructors = constructors_of(given[name], weights, place)
         split_gates = any(part_of(slot) != slot for slot in constructors)

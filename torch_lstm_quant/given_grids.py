@@ -27,6 +27,7 @@ from torch_lstm_quant.qparams import (
     CellQParams,
     QParams,
     WeightQParams,
+    own_parts,
 )
 
 _FIELDS = ("scale", "zero_point", "quant_min", "quant_max", "dtype")
@@ -109,7 +110,7 @@ def _entries(qparams: CellQParams) -> Iterator[tuple[str, Any]]:
 
 
 def _check_names(grids: Mapping[Any, Any], weights: Mapping[str, Tensor]) -> None:
-    known = [part for part in (*PARTS, *WEIGHTS) if part not in PROJECTION or "weight_hr" in weights]
+    known = own_parts((*PARTS, *WEIGHTS), projects="weight_hr" in weights)
     for name in grids:
         if name in PROJECTION and name not in known:
             raise ValueError(f"{name} is for an LSTM with proj_size, which this one has not, got {grids[name]!r}")

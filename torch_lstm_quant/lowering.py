@@ -9,7 +9,7 @@ from torch import nn
 from torch.fx import GraphModule
 
 from torch_lstm_quant import lstm_utils
-from torch_lstm_quant.cell_stack import cell_name, cells_of
+from torch_lstm_quant.cell_stack import cell_name, cells_of, check_forward
 from torch_lstm_quant.eager_cell import is_eager_cell, read_eager_cell
 from torch_lstm_quant.modules import LSTM, LSTMCell
 from torch_lstm_quant.observed import ReferenceLSTM, ReferenceLSTMCell
@@ -82,11 +82,8 @@ def lower_lstm(reference: nn.Module, where: str) -> LSTM | QuantizedBoundaryLSTM
     Raises:
         ValueError: as :func:`lower`.
     """
-    if type(reference).forward not in _FORWARDS:
-        raise ValueError(
-            f"{where}: {type(reference).__name__} overrides forward, which would be lost: leave it as it is, or let it "
-            "contain a converted LSTM instead of being one"
-        )
+    advice = "leave it as it is, or let it contain a converted LSTM instead of being one"
+    check_forward(reference, _FORWARDS, where, advice)
     layers = [
         [_read(cell, cell_name(where, layer, direction)) for direction, cell in enumerate(cells)]
         for layer, cells in enumerate(cells_of(reference))

@@ -200,31 +200,32 @@ class ReferenceLSTM(torch.ao.nn.quantized.LSTM):
         Raises:
             ValueError: a sequence without steps, or states of another shape.
         """
-        if self.batch_first:
-            x = x.transpose(0, 1)
-        cells = cells_of(self)
-        rows, proj_size = (len(cells) * len(cells[0]), x.shape[1]), Shape.of(self).proj_size
-        needed = [*rows, proj_size or self.hidden_size], [*rows, self.hidden_size]
-        if not x.shape[0]:
+        sizes = Shape.of(self)
+        steps, batch = x.transpose(0, 1).shape[:2] if self.batch_first else x.shape[:2]
+        rows = sizes.num_layers * sizes.num_directions, batch
+        needed = [*rows, sizes.h_size], [*rows, sizes.hidden_size]
+        if not steps:
             raise ValueError("needed at least one step, got none")
         if hidden is not None and (got := tuple(list(state.shape) for state in hidden)) != needed:
             raise ValueError(f"needed states h_0 {needed[0]} and c_0 {needed[1]}, got {got[0]} and {got[1]}")
-        h_0, c_0 = (None, None) if hidden is None else hidden
         # torch warns that quantized tensors will go: they are what torch.ao's reference form is made of
         with without_warning("torch.quantize_per_tensor, torch.quantize_per_channel"):
-            output, h_n, c_n = run_cells(cells, x, h_0, c_0, self.hidden_size, proj_size=proj_size)
-        return (output.transpose(0, 1) if self.batch_first else output), (h_n, c_n)
+            return _run(self, x, hidden, dropout=0.0)
 
 
 def _run_projected(
     lstm: torch.ao.nn.quantizable.LSTM, x: Tensor, hidden: tuple[Tensor, Tensor] | None = None
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """``forward`` of an observed LSTM with ``proj_size``, of which torch.ao's own makes hidden states of another width."""
+    return _run(lstm, x, hidden, dropout=lstm.dropout if lstm.training else 0.0)
+
+
+def _run(
+    lstm: torch.ao.nn.quantizable.LSTM, x: Tensor, hidden: tuple[Tensor, Tensor] | None, dropout: float
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     x = x.transpose(0, 1) if lstm.batch_first else x
     h_0, c_0 = (None, None) if hidden is None else hidden
-    dropout = lstm.dropout if lstm.training else 0.0
-    sizes = Shape.of(lstm)
-    output, h_n, c_n = run_cells(cells_of(lstm), x, h_0, c_0, sizes.hidden_size, dropout, proj_size=sizes.proj_size)
+    output, h_n, c_n = run_cells(cells_of(lstm), x, h_0, c_0, Shape.of(lstm), dropout)
     return (output.transpose(0, 1) if lstm.batch_first else output), (h_n, c_n)
 
 

@@ -157,7 +157,7 @@ class ObservedLSTMCell(_StepModule):
         _check_finite(self.where, x, h0, c0)
         self.calls += 1
         with _ready_to_run(self):
-            return shape.repack_step(input.dim(), *run_cells([[self.cell]], x, h0, c0, self.hidden_size))
+            return shape.repack_step(input.dim(), *run_cells([[self.cell]], x, h0, c0, shape))
 
 
 class ReferenceLSTMCell(_StepModule):
@@ -173,7 +173,7 @@ class ReferenceLSTMCell(_StepModule):
         shape = Shape.of_cell(self)
         x, h0, c0 = shape.unpack_step(input, hx)
         with without_warning("torch.quantize_per_tensor, torch.quantize_per_channel"):
-            return shape.repack_step(input.dim(), *run_cells([[self.cell]], x, h0, c0, self.hidden_size))
+            return shape.repack_step(input.dim(), *run_cells([[self.cell]], x, h0, c0, shape))
 
 
 Observed = ObservedLSTM | ObservedLSTMCell
@@ -279,7 +279,7 @@ def _run(
     """What the cells make of what ``_unpack`` made of ``input``, in the form of ``nn.LSTM``."""
     shape = Shape.of(lstm)
     batch_sizes = input.batch_sizes.tolist() if isinstance(input, PackedSequence) else None
-    results = run_cells(cells_of(lstm), x, h0, c0, lstm.hidden_size, dropout, batch_sizes, shape.proj_size)
+    results = run_cells(cells_of(lstm), x, h0, c0, shape, dropout, batch_sizes)
     if isinstance(input, PackedSequence):
         return shape.repack_packed(input, *results)
     return shape.repack(input.dim(), *results)

@@ -20,11 +20,11 @@ from torch.ao.quantization.observer import ObserverBase
 from torch.fx import GraphModule
 
 from torch_lstm_quant.cell_graph import GATE_NAMES, convert_cell, observe_cell
-from torch_lstm_quant.cell_stack import assemble, cell_name, cells_of
+from torch_lstm_quant.cell_stack import assemble, cell_name, cells_of, check_forward
+from torch_lstm_quant.eager_cell import FUNCTIONALS
 from torch_lstm_quant.lstm_utils import ReferenceLSTM, has_quantized_boundary
 from torch_lstm_quant.qparams import GATES
 
-_PRODUCTS = ("fgate_cx", "igate_cgate", "fgate_cx_igate_cgate", "ogate_cy")
 _ADVICE = "leave it as it is, or quantize an nn.LSTM with torch_lstm_quant.quantize"
 
 
@@ -47,9 +47,7 @@ def to_reference(observed: torch.ao.nn.quantizable.LSTM, where: str) -> Referenc
         ValueError: a cell that torch.ao's own FX utility observed, or that is none; an observer that never ran, that saw NaN
             or infinities or that gives an impossible grid. The message names layer, direction and part.
     """
-    kind = torch.ao.nn.quantizable.LSTM
-    if type(observed).forward is not kind.forward:
-        raise ValueError(f"{where}: {type(observed).__name__} overrides forward, which would be lost: {_ADVICE}")
+    check_forward(observed, (torch.ao.nn.quantizable.LSTM.forward,), where, _ADVICE)
     cells = cells_of(observed)
     eager = not any(isinstance(cell, GraphModule) for layer in cells for cell in layer)
     quantized_boundary = eager or has_quantized_boundary(observed)
@@ -66,8 +64,7 @@ def _observed_graph(cell: object, place: str) -> GraphModule:
     """A cell of observed modules as a graph with copies of their observers."""
     if not isinstance(cell, LSTMCell):
         raise ValueError(f"{place}: expected a quantizable LSTMCell, got {type(cell).__name__}: {_ADVICE}")
-    if type(cell).forward is not LSTMCell.forward:
-        raise ValueError(f"{place}: {type(cell).__name__} overrides forward, which would be lost: {_ADVICE}")
+    check_forward(cell, (LSTMCell.forward,), place, _ADVICE)
     suffixes = [f"_{gate}" for gate in GATE_NAMES] if cell.split_gates else [""]
     linears: dict[str, list[nn.Linear]] = {"igates": [], "hgates": []}
     constructors: dict[str, Callable[[], Any]] = {}
@@ -79,7 +76,7 @@ def _observed_graph(cell: object, place: str) -> GraphModule:
             constructors |= _weight_constructor(f"{weight}{suffix}", linear)
         functional = _module(cell, "gates", suffix, FloatFunctional, place)
         constructors |= _constructor(f"gates{suffix}", functional.activation_post_process)
-    for part in _PRODUCTS:
+    for part in FUNCTIONALS:
         constructors |= _constructor(part, _module(cell, part, "", FloatFunctional, place).activation_post_process)
     for part in GATES:
         function = _module(cell, part, "", nn.Tanh if part == "cell_gate" else nn.Sigmoid, place)

@@ -95,12 +95,13 @@ def lstm_model(module: Fused) -> onnx.ModelProto:
 def _add_lstm(graph: Graph, module: LSTM) -> tuple[Inputs, Outputs]:
     """Adds the module in its own call form; returns its inputs and outputs."""
     x = graph.op("Transpose", "input", perm=[1, 0, 2]) if module.batch_first else "input"
-    output, h_n, c_n = add_layers(graph, module.cells(), x, "h_0", "c_0")
+    layers = module.cells()
+    output, h_n, c_n = add_layers(graph, layers, x, "h_0", "c_0")
     output = graph.op("Transpose", output, perm=[1, 0, 2]) if module.batch_first else output
     order: Axes = ["batch", "steps"] if module.batch_first else ["steps", "batch"]
     directions = 1 + module.bidirectional
     rows: Axes = [module.num_layers * directions, "batch"]
-    h_size = module.proj_size or module.hidden_size
+    h_size = layers[0][0].h_size
     h, c = [*rows, h_size], [*rows, module.hidden_size]
     wide: Axes = [*order, directions * h_size]
     inputs: Inputs = {"input": [*order, module.input_size], "h_0": h, "c_0": c}

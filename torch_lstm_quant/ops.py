@@ -11,7 +11,7 @@ from torch import Tensor
 
 from torch_lstm_quant.call_forms import Shape
 from torch_lstm_quant.cell import Cell
-from torch_lstm_quant.qparams import WEIGHTS, WeightQParams, pack_grids
+from torch_lstm_quant.qparams import WEIGHTS, WeightQParams, own_parts, pack_grids
 from torch_lstm_quant.tables import function_tables
 
 _ALIGNMENT = 64  # of what kernels read; torch's own allocations have it
@@ -97,7 +97,7 @@ def pack(layers: Sequence[Sequence[Cell]]) -> Tensor:
     for cell in cells:
         weights += [cell.weight_ih, cell.weight_hh] + ([] if cell.weight_hr is None else [cell.weight_hr])
         biases += [cell.bias_ih, cell.bias_hh]
-        for name in WEIGHTS if cell.proj_size else WEIGHTS[:2]:
+        for name in own_parts(WEIGHTS, projects=cell.proj_size > 0):
             grid = getattr(cell.qparams, name)
             scales.append(_field(grid, "scale", torch.float32))
             zero_points.append(_field(grid, "zero_point", torch.int32))

@@ -6,7 +6,7 @@ The parts carry torch.ao's names, in order of computation; ``docs/numerics.md`` 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -41,6 +41,12 @@ WEIGHTS = ("weight_ih", "weight_hh", "weight_hr")
 
 PROJECTION = ("hy", "weight_hr")
 """The parts that only cells of an LSTM with ``proj_size`` have."""
+
+
+def own_parts(parts: Iterable[str], *, projects: bool) -> list[str]:
+    """Those of ``parts`` that a cell has: :data:`PROJECTION` only where its hidden state is projected."""
+    return [part for part in parts if projects or part not in PROJECTION]
+
 
 MAX_STEPS = 1 << 16
 """``quant_max - quant_min`` of the widest grid: 16 bits, and one more value so that -1, 0 and 1 fit in steps of 2**-15."""
@@ -278,8 +284,7 @@ class CellQParams:
         grid, ``hy``.
         """
         has_second = any(grid for part in SECOND_GRIDS for grid in getattr(self, part))
-        first = [part for part in PARTS if part not in PROJECTION]
-        for part in (*first, *(SECOND_GRIDS if has_second else ()), *(["hy"] if self.hy else [])):
+        for part in (*own_parts(PARTS, projects=False), *(SECOND_GRIDS if has_second else ()), *(["hy"] if self.hy else [])):
             if part in (*PER_GATE_PARTS, *SECOND_GRIDS):
                 yield from ((f"{part}.{gate}", grid) for gate, grid in zip(GATES, getattr(self, part), strict=True))
             else:
@@ -288,10 +293,8 @@ class CellQParams:
     def __str__(self) -> str:
         lines = []
         projects = any(getattr(self, part) for part in PROJECTION)
-        for part in PARTS:
+        for part in own_parts(PARTS, projects=projects):
             grid = getattr(self, part)
-            if part in PROJECTION and not projects:
-                continue
             if part not in PER_GATE_PARTS:
                 lines.append(f"{part:<22}{grid or 'float32'}")
             elif len(set(grid)) == 1:
@@ -299,7 +302,7 @@ class CellQParams:
             else:
                 lines.extend(f"{part + '.' + gate:<22}{one or 'float32'}" for gate, one in zip(GATES, grid, strict=True))
         lines.extend(f"{name + ' ':<22}{grid}" for name, grid in self.rows() if grid and name.startswith(SECOND_GRIDS))
-        weights = [name for name in WEIGHTS if name not in PROJECTION or projects]
+        weights = own_parts(WEIGHTS, projects=projects)
         lines.extend(f"{name:<22}{getattr(self, name) or 'float32'}" for name in weights)
         return "\n".join(lines)
 
