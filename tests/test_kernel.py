@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from deep_cells import DEEP
+from isa_runs import run_on
 
 from torch_lstm_quant import ops, reference
 
@@ -20,19 +17,7 @@ VALUES = int(os.environ.get("KERNEL_TEST_VALUES", 500_000))
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("isa", ops.isas_built())
 def test_every_isa_gives_the_reference_bits(isa: str, threads: int) -> None:
-    if isa not in ops.isas_usable():
-        pytest.skip(f"this CPU lacks {isa}; it has {', '.join(ops.isas_usable())}")
-    worker = Path(__file__).with_name("kernel_worker.py")
-    run = subprocess.run(
-        [sys.executable, str(worker), str(threads), "1", str(VALUES)],
-        env=os.environ | {"TORCH_LSTM_QUANT_ISA": isa},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr
-    result = json.loads(run.stdout)
-    assert result["isa"] == isa
+    result = run_on(isa, "kernel_worker.py", threads, 1, VALUES)
     assert result["differing"] == 0, result
     assert result["compared"] >= VALUES
     print(f"{isa}, {threads} threads: {result['compared']:,} values equal")

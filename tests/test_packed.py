@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from isa_runs import run_on
 from packed_worker import alone
 from random_cells import Dice, random_input, random_layers
 from test_call_forms import assert_same, assert_within_a_step, step_of
@@ -31,17 +28,7 @@ SORTED = torch.tensor([6, 4, 3, 1])
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("isa", ops.isas_built())
 def test_every_row_is_as_if_alone(isa: str, threads: int) -> None:
-    if isa not in ops.isas_usable():
-        pytest.skip(f"this CPU lacks {isa}; it has {', '.join(ops.isas_usable())}")
-    run = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("packed_worker.py")), str(threads), str(CALLS)],
-        env=os.environ | {"TORCH_LSTM_QUANT_ISA": isa},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr
-    assert json.loads(run.stdout) == {"isa": isa, "differing": {}}
+    assert run_on(isa, "packed_worker.py", threads, CALLS) == {"isa": isa, "differing": {}}
 
 
 def fused(*, layers: int = 2, directions: int = 2, batch_first: bool = False) -> tlq.LSTM:

@@ -13,32 +13,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from random_cells import PRESETS, Dice, random_input, random_layers
-from torch import Tensor
+from streamed import B, H, I, equal, fused, same_states, started
 
 import torch_lstm_quant as tlq
 from torch_lstm_quant.cell import Cell
 from torch_lstm_quant.qparams import QParams
-
-I, H, B = 7, 6, 5  # noqa: E741
-
-
-def fused(layers: int = 1, preset: str | None = "int8", size: tuple[int, int] = (I, H), seed: int = 5) -> tlq.LSTM:
-    return tlq.LSTM(random_layers(Dice(seed), *size, layers, 1, preset))
-
-
-def equal(one: Tensor, other: Tensor) -> bool:
-    return one.shape == other.shape and torch.equal(one.view(torch.int32), other.view(torch.int32))
-
-
-def started(module: tlq.LSTM, rows: int = B) -> tlq.Stream:
-    """A stream each row of which has its own state."""
-    stream = tlq.Stream(module, rows)
-    stream(torch.randn(3, rows, module.input_size, generator=torch.Generator().manual_seed(1)))
-    return stream
-
-
-def same_states(stream: tlq.Stream, before: tuple[Tensor, Tensor]) -> bool:
-    return all(equal(now, then) for now, then in zip(stream.state(), before, strict=True))
 
 
 @given(seed=st.integers(0, 10**6), preset=st.sampled_from([None, *PRESETS]))

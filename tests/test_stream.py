@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_cells import PRESETS, Dice, random_input, random_layers
+from streamed import equal, refusals_beside
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -22,10 +23,6 @@ I, H, B = 7, 6, 2  # noqa: E741
 
 def fused(layers: int = 1, directions: int = 1, preset: str | None = "int8", size: tuple[int, int] = (I, H)) -> tlq.LSTM:
     return tlq.LSTM(random_layers(Dice(5), *size, layers, directions, preset))
-
-
-def equal(one: Tensor, other: Tensor) -> bool:
-    return one.shape == other.shape and torch.equal(one.view(torch.int32), other.view(torch.int32))
 
 
 @settings(max_examples=150)
@@ -350,16 +347,7 @@ def test_two_threads_at_once_are_an_error() -> None:
     stream, x = tlq.Stream(module), torch.randn(3000, 1, 256)
     got: list[Tensor] = []
     worker = threading.Thread(target=lambda: got.append(stream(x)))
-    worker.start()
-    refusals = 0
-    while worker.is_alive():
-        try:
-            stream.state()
-        except RuntimeError as error:
-            assert "used by two threads at once" in str(error)  # noqa: PT017
-            refusals += 1
-    worker.join()
-    assert refusals > 0
+    assert refusals_beside(worker, [stream.state]) > 0
     assert equal(got[0], module(x)[0])
 
 

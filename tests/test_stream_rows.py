@@ -2,66 +2,30 @@
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from random_cells import Dice, random_layers
+from isa_runs import run_on
+from streamed import B, H, I, equal, fused, refusals_beside, same_states, started
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import torch_lstm_quant as tlq
 from torch_lstm_quant import ops
 
-I, H, B = 7, 6, 5  # noqa: E741
-
 # how many random schedules each ISA and thread count runs
 SCHEDULES = int(os.environ.get("STREAM_TEST_SCHEDULES", 40))
-
-
-def fused(layers: int = 1, preset: str | None = "int8", size: tuple[int, int] = (I, H), seed: int = 5) -> tlq.LSTM:
-    return tlq.LSTM(random_layers(Dice(seed), *size, layers, 1, preset))
-
-
-def equal(one: Tensor, other: Tensor) -> bool:
-    return one.shape == other.shape and torch.equal(one.view(torch.int32), other.view(torch.int32))
-
-
-def started(module: tlq.LSTM, rows: int = B) -> tlq.Stream:
-    """A stream each row of which has its own state."""
-    stream = tlq.Stream(module, rows)
-    stream(torch.randn(3, rows, module.input_size, generator=torch.Generator().manual_seed(1)))
-    return stream
-
-
-def same_states(stream: tlq.Stream, before: tuple[Tensor, Tensor]) -> bool:
-    return all(equal(now, then) for now, then in zip(stream.state(), before, strict=True))
 
 
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("isa", ops.isas_built())
 def test_callers_get_what_they_get_alone(isa: str, threads: int) -> None:
-    if isa not in ops.isas_usable():
-        pytest.skip(f"this CPU lacks {isa}; it has {', '.join(ops.isas_usable())}")
-    worker = Path(__file__).with_name("stream_rows_worker.py")
-    run = subprocess.run(
-        [sys.executable, str(worker), str(threads), "1", str(SCHEDULES)],
-        env=os.environ | {"TORCH_LSTM_QUANT_ISA": isa},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr
-    result = json.loads(run.stdout)
-    assert result["isa"] == isa
+    result = run_on(isa, "stream_rows_worker.py", threads, 1, SCHEDULES)
     assert result["differing"] == 0, result
     assert result["compared"] > 800 * SCHEDULES
     print(f"{isa}, {threads} threads: {result['compared']:,} values equal")
@@ -240,17 +204,7 @@ def test_two_threads_at_once_are_an_error_whatever_their_rows() -> None:
         lambda: stream.save(rows=[1]),
         lambda: stream.restore(saved, rows=[1]),
     ]
-    worker.start()
-    refusals = 0
-    while worker.is_alive():
-        for use in uses:
-            try:
-                use()
-            except RuntimeError as error:
-                assert "used by two threads at once" in str(error)  # noqa: PT017
-                refusals += 1
-    worker.join()
-    assert refusals > 0
+    assert refusals_beside(worker, uses) > 0
     assert equal(got[0], module(x)[0])
 
 

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +11,7 @@ import torch
 import widths
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from isa_runs import run_on
 from torch.ao.quantization import FixedQParamsObserver
 from widths_worker import CHANNEL, OBSERVED, PROJ, TENSOR, activation, complaints, expected_sums, signed, unsigned, weight
 
@@ -28,19 +25,7 @@ DOCUMENT = Path(__file__).parents[1] / "docs/widths.md"
 
 @pytest.mark.parametrize("isa", ops.isas_built())
 def test_every_width_runs_on_every_isa(isa: str) -> None:
-    if isa not in ops.isas_usable():
-        pytest.skip(f"this CPU lacks {isa}; it has {', '.join(ops.isas_usable())}")
-    worker = Path(__file__).with_name("widths_worker.py")
-    run = subprocess.run(
-        [sys.executable, str(worker)],
-        env=os.environ | {"TORCH_LSTM_QUANT_ISA": isa},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr
-    result = json.loads(run.stdout)
-    assert result["isa"] == isa
+    result = run_on(isa, "widths_worker.py")
     assert result["failed"] == {}
     assert result["walked"] > 150
 
