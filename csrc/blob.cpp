@@ -59,6 +59,12 @@ void check_sums(const ProjectionRecord& record, const Grid& grid, int64_t depth)
   fail("unknown kind of projection");
 }
 
+// What is taken from the steps of a grid of at most 16 bits so that they fit int16: mostly nothing.
+int32_t middle_of(const Grid& grid) {
+  if (grid.low >= INT16_MIN && grid.high <= INT16_MAX) return 0;
+  return static_cast<int32_t>(grid.low) - INT16_MIN;
+}
+
 bool is_known(Evaluator evaluator) {
   return static_cast<uint32_t>(evaluator) < kEvaluators;
 }
@@ -115,10 +121,9 @@ void Blob::bind_projection(const ProjectionRecord& record, const Grid& grid, int
   } else {
     projection.weights = section<int8_t>(record.weights, padded_depth * outputs);
   }
-  if (record.sums == Sums::kInt8) {
-    projection.offset = static_cast<int32_t>(grid.low);
-    projection.weight_sums = section<int32_t>(record.weight_sums, outputs);
-  }
+  if (record.sums == Sums::kInt8) projection.offset = static_cast<int32_t>(grid.low);
+  if (record.sums == Sums::kWide) projection.offset = middle_of(grid);
+  if (!is_float) projection.weight_sums = section<int32_t>(record.weight_sums, outputs);
   if (record.sums == Sums::kWide) projection.weight_zero_points = section<int32_t>(record.weight_zero_points, outputs);
   projection.multipliers = section<float>(record.multipliers, outputs);
   projection.biases = section<float>(record.biases, outputs);

@@ -17,7 +17,7 @@
 namespace lstm_quant {
 
 constexpr uint64_t kBlobMagic = 0x4b4c42514d54534cu;
-constexpr uint32_t kBlobVersion = 3;
+constexpr uint32_t kBlobVersion = 4;
 constexpr int64_t kMaxSize = 1 << 24;      // of the three sizes: no product of them overflows 64 bits
 constexpr int64_t kMaxLayers = 1 << 16;    // likewise
 constexpr float kMaxTableSteps = 1 << 16;  // high - low of the widest grid that is no UNBOUNDED one
@@ -61,7 +61,7 @@ struct ProjectionRecord {
   Sums sums;
   int32_t depth;
   uint64_t weights;
-  uint64_t weight_sums;         // 0 unless kInt8
+  uint64_t weight_sums;         // 0 if kFloat
   uint64_t weight_zero_points;  // 0 unless kWide
   uint64_t multipliers;
   uint64_t biases;

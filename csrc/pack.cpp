@@ -208,7 +208,7 @@ void Packer::lay_out_projection(const MatrixSource& source, const Grid& grid, in
   const bool is_float = record.sums == Sums::kFloat;
   record.weights =
       reserve(is_float ? outputs * source.depth * sizeof(float) : outputs * round_up(source.depth, kDepthStep));
-  if (record.sums == Sums::kInt8) record.weight_sums = reserve(outputs * sizeof(int32_t));
+  if (!is_float) record.weight_sums = reserve(outputs * sizeof(int32_t));
   if (record.sums == Sums::kWide) record.weight_zero_points = reserve(outputs * sizeof(int32_t));
   record.multipliers = reserve(outputs * sizeof(float));
   record.biases = reserve(outputs * sizeof(float));
@@ -288,7 +288,7 @@ void Packer::write_row(const MatrixSource& source, const ProjectionRecord& recor
     weights[k / kGroup * kBlock * kGroup + k % kGroup] = values[k];
     sum += values[k];
   }
-  if (record.sums == Sums::kInt8) at<int32_t>(blob, record.weight_sums)[index] = static_cast<int32_t>(sum);
+  at<int32_t>(blob, record.weight_sums)[index] = static_cast<int32_t>(sum);
   if (record.sums == Sums::kWide) at<int32_t>(blob, record.weight_zero_points)[index] = source.zero_points[row];
 }
 

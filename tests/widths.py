@@ -57,8 +57,8 @@ _AVX512 = {
 }
 _VECTORS = {
     "kernels/wide-inl.h": (
-        "V::add_pairs(V::add_pairs(sum.high",
-        "int64_t{high[i]} * 256 + low[i]",
+        "V::add_pairs(sum.recent, operand.even, weights.even)",
+        "V::join_parts(sum.high, sum.low)",
         "if (projection_.depth <= kMaxWideDepth)",
     ),
     "kernels/steps-inl.h": ("return {name, rates, quantize, project, step, list_changes, evaluate, kProjectsAhead};",),

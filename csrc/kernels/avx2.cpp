@@ -114,6 +114,7 @@ struct MaskedDot {
     __m256i mask;
   };
   static constexpr int kGroups = 1;
+  static constexpr size_t kPartedGroups = 0;
   static constexpr int kOperandBytes = 2 * kGroup;
   static constexpr bool kPrefetches = true;
   static constexpr int kMaxRows = 3;
@@ -225,7 +226,7 @@ class MaskedSums {
 struct Isa {
   using V = Avx2;
   using Int8 = MaskedSums;
-  using Wide = WideSums<WideDot<Avx2, 1>>;
+  using Wide = WideSums<WideDot<Avx2, 4, 2>>;
   using DeltaDot = MaskedDot;
   using Ahead = void;
   static constexpr size_t kTailVectors = 4;

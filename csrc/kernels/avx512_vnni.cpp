@@ -39,6 +39,7 @@ struct VnniDot {
   using Weights = __m512i;
   using Sum = __m512i;
   static constexpr int kGroups = 1;
+  static constexpr size_t kPartedGroups = 0;
   static constexpr int kOperandBytes = kGroup;
   static constexpr bool kPrefetches = false;
   static constexpr int kMaxRows = 6;
@@ -68,7 +69,7 @@ struct VnniDot {
 struct Isa {
   using V = Avx512;
   using Int8 = DotSums<VnniDot>;
-  using Wide = WideSums<WideDot<Avx512, 2>>;
+  using Wide = WideSums<WideDot<Avx512, 4, 4>>;
   using DeltaDot = ChangeDot<VnniDot>;
   using Ahead = AheadSums<VnniDot>;
   static constexpr size_t kTailVectors = 8;

@@ -31,6 +31,7 @@ struct VnniDot {
   using Weights = __m256i;
   using Sum = __m256i;
   static constexpr int kGroups = 1;
+  static constexpr size_t kPartedGroups = 0;
   static constexpr int kOperandBytes = kGroup;
   static constexpr bool kPrefetches = true;
   static constexpr int kMaxRows = 6;
@@ -60,7 +61,7 @@ struct VnniDot {
 struct Isa {
   using V = Avx2;
   using Int8 = DotSums<VnniDot>;
-  using Wide = WideSums<WideDot<Avx2, 1>>;
+  using Wide = WideSums<WideDot<Avx2, 4, 2>>;
   using DeltaDot = ChangeDot<VnniDot>;
   using Ahead = void;
   static constexpr size_t kTailVectors = 4;

@@ -58,10 +58,11 @@ struct Projection {
   Sums sums = Sums::kFloat;
   int32_t depth = 0;         // of an operand row: input_size, hidden_size or proj_size
   int32_t padded_depth = 0;  // depth rounded up to kDepthStep (kFloat: depth)
-  int32_t offset = 0;        // kInt8: sum = dot(operand, weights) + offset * weight_sums, modulo 2**32
+  // kInt8: sum = dot(operand, weights) + offset * weight_sums, modulo 2**32; kWide: operand - offset fits int16
+  int32_t offset = 0;
   const void* weights = nullptr;
   size_t block_bytes = 0;                       // from the weights of a block to those of the next
-  const int32_t* weight_sums = nullptr;         // kInt8: sum of a unit's weights over k
+  const int32_t* weight_sums = nullptr;         // kInt8, kWide: sum of a unit's weights over k
   const int32_t* weight_zero_points = nullptr;  // kWide: sum = sum over k of operand * (weight - zero point)
   const float* multipliers = nullptr;           // scale of the operand * scale of the weights; 1 for kFloat
   const float* biases = nullptr;

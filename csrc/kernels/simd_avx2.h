@@ -51,6 +51,18 @@ struct Avx2 {
   static I even_bytes(I v) { return _mm256_srai_epi16(_mm256_slli_epi16(v, 8), 8); }
   static I odd_bytes(I v) { return _mm256_srai_epi16(v, 8); }
   static I add_pairs(I sum, I a, I b) { return _mm256_add_epi32(sum, _mm256_madd_epi16(a, b)); }
+  static I high_part(I v) { return _mm256_srai_epi32(v, 8); }
+  static I low_part(I v) { return _mm256_and_si256(v, set_i32(0xFF)); }
+  // in halves: sums are exact in double
+  static F join_parts(I high, I low) {
+    const __m128 first = join_half(_mm256_castsi256_si128(high), _mm256_castsi256_si128(low));
+    const __m128 second = join_half(_mm256_extracti128_si256(high, 1), _mm256_extracti128_si256(low, 1));
+    return _mm256_set_m128(second, first);
+  }
+  static __m128 join_half(__m128i high, __m128i low) {
+    const __m256d high_sum = _mm256_mul_pd(_mm256_cvtepi32_pd(high), _mm256_set1_pd(256));
+    return _mm256_cvtpd_ps(_mm256_add_pd(high_sum, _mm256_cvtepi32_pd(low)));
+  }
   static F lookup(const float* table, I i) { return _mm256_i32gather_ps(table, i, sizeof(float)); }
   static F lookup16(const uint16_t* table, I i) {
     const I pair = _mm256_i32gather_epi32(reinterpret_cast<const int*>(table), i, sizeof(uint16_t));

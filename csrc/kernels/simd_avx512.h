@@ -49,6 +49,18 @@ struct Avx512 {
   static I even_bytes(I v) { return _mm512_srai_epi16(_mm512_slli_epi16(v, 8), 8); }
   static I odd_bytes(I v) { return _mm512_srai_epi16(v, 8); }
   static I add_pairs(I sum, I a, I b) { return _mm512_dpwssd_epi32(sum, a, b); }
+  static I high_part(I v) { return _mm512_srai_epi32(v, 8); }
+  static I low_part(I v) { return _mm512_and_si512(v, set_i32(0xFF)); }
+  // in halves: sums are exact in double
+  static F join_parts(I high, I low) {
+    const __m256 first = join_half(_mm512_castsi512_si256(high), _mm512_castsi512_si256(low));
+    const __m256 second = join_half(_mm512_extracti64x4_epi64(high, 1), _mm512_extracti64x4_epi64(low, 1));
+    return _mm512_insertf32x8(_mm512_castps256_ps512(first), second, 1);
+  }
+  static __m256 join_half(__m256i high, __m256i low) {
+    const __m512d high_sum = _mm512_mul_pd(_mm512_cvtepi32_pd(high), _mm512_set1_pd(256));
+    return _mm512_cvtpd_ps(_mm512_add_pd(high_sum, _mm512_cvtepi32_pd(low)));
+  }
   static F lookup(const float* table, I i) { return _mm512_i32gather_ps(i, table, sizeof(float)); }
   static F lookup16(const uint16_t* table, I i) {
     const I pair = _mm512_i32gather_epi32(i, table, sizeof(uint16_t));

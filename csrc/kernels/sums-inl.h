@@ -3,6 +3,7 @@
 //
 //   V                      the ISA's vector class
 //   kGroups                neighbouring groups that it takes at once, mostly 1; if more, see Apart
+//   kPartedGroups          groups after which sums go through Sum part(Sum), lest they overflow; 0: never
 //   kOperandBytes          bytes of an operand row that hold as many groups
 //   kMaxRows               rows of the highest tile
 //   vectors(rows)          vectors of columns in a tile of so many rows
@@ -17,6 +18,8 @@
 //
 // Include it inside the target region of an ISA.
 #pragma once
+
+#include <algorithm>
 
 #include "kernels.h"
 
@@ -49,14 +52,14 @@ struct OperandRows {
 struct BlockWeights {
   const char* weights;
   size_t groups;
-  const int32_t* weight_sums;  // kInt8
+  const int32_t* weight_sums;  // kInt8, kWide
   const int32_t* zero_points;  // kWide
   int32_t offset;
 
   BlockWeights(const Projection& projection, int32_t block)
       : weights(static_cast<const char*>(projection.weights) + block * projection.block_bytes),
         groups(projection.sums == Sums::kFloat ? projection.depth : projection.padded_depth / kGroup),
-        weight_sums(projection.sums == Sums::kInt8 ? projection.weight_sums + block * kBlock : nullptr),
+        weight_sums(projection.sums == Sums::kFloat ? nullptr : projection.weight_sums + block * kBlock),
         zero_points(projection.sums == Sums::kWide ? projection.weight_zero_points + block * kBlock : nullptr),
         offset(projection.offset) {}
 };
@@ -125,30 +128,40 @@ __attribute__((noinline)) void sum_tile(const OperandRows& rows, size_t first_ro
     }
   }
   const bool fetches = kRows == 1 && Dot::kFetchBytes > 0 && block.groups >= kFetchedGroups;
-  for (size_t group = 0; group < block.groups; group += kSplit * Dot::kGroups) {
-    if (fetches) {
+  for (size_t group = 0; group < block.groups;) {
+    const size_t end = Dot::kPartedGroups > 0 ? std::min(block.groups, group + Dot::kPartedGroups) : block.groups;
+    for (; group < end; group += kSplit * Dot::kGroups) {
+      if (fetches) {
 #pragma GCC unroll 8
-      for (size_t line = 0; line < kSplit * Dot::kGroups * kWeightBytes; line += kAlign) {
-        __builtin_prefetch(weights + Dot::kFetchBytes + line);
+        for (size_t line = 0; line < kSplit * Dot::kGroups * kWeightBytes; line += kAlign) {
+          __builtin_prefetch(weights + Dot::kFetchBytes + line);
+        }
+      }
+      if constexpr (Dot::kFetchesLater && kRows > 1) {
+#pragma GCC unroll 8
+        for (int g = 0; g < Dot::kGroups; ++g) later.fetch();
+      }
+#pragma GCC unroll 8
+      for (int s = 0; s < kSplit; ++s) {
+        typename Dot::Weights columns[kVectors];
+#pragma GCC unroll 8
+        for (int v = 0; v < kVectors; ++v) columns[v] = Dot::load(weights + v * kVectorBytes);
+#pragma GCC unroll 8
+        for (int r = 0; r < kRows; ++r) {
+          const auto values = Dot::operand(operand + r * stride);
+#pragma GCC unroll 8
+          for (int v = 0; v < kVectors; ++v) totals[s][r][v] = Dot::add(totals[s][r][v], values, columns[v]);
+        }
+        weights += Dot::kGroups * kWeightBytes;
+        operand += Dot::kOperandBytes;
       }
     }
-    if constexpr (Dot::kFetchesLater && kRows > 1) {
+    if constexpr (Dot::kPartedGroups > 0) {
 #pragma GCC unroll 8
-      for (int g = 0; g < Dot::kGroups; ++g) later.fetch();
-    }
+      for (auto& row : totals[0]) {
 #pragma GCC unroll 8
-    for (int s = 0; s < kSplit; ++s) {
-      typename Dot::Weights columns[kVectors];
-#pragma GCC unroll 8
-      for (int v = 0; v < kVectors; ++v) columns[v] = Dot::load(weights + v * kVectorBytes);
-#pragma GCC unroll 8
-      for (int r = 0; r < kRows; ++r) {
-        const auto values = Dot::operand(operand + r * stride);
-#pragma GCC unroll 8
-        for (int v = 0; v < kVectors; ++v) totals[s][r][v] = Dot::add(totals[s][r][v], values, columns[v]);
+        for (auto& sum : row) sum = Dot::part(sum);
       }
-      weights += Dot::kGroups * kWeightBytes;
-      operand += Dot::kOperandBytes;
     }
   }
   if constexpr (Dot::kGroups > 1) {
@@ -213,6 +226,7 @@ struct FloatDot {
   using Weights = typename V::F;
   using Sum = typename V::F;
   static constexpr int kGroups = 1;
+  static constexpr size_t kPartedGroups = 0;
   static constexpr int kOperandBytes = sizeof(float);
   static constexpr int kMaxRows = kTileRows;
   static constexpr bool kFetchesLater = false;

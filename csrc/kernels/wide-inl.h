@@ -1,9 +1,15 @@
-// The sums of 16-bit operands over a vector class V, exact at any depth. A step is 256 times a high part and a low
-// part, each of which fits int16 and whose products with int8 weights are summed in int32; the two sums are joined in
-// int64. Of V this needs, beside what tail-inl.h lists:
+// The sums of 16-bit operands over a vector class V, exact at any depth. Steps less the middle of their grid fit int16;
+// their products with int8 weights are summed in int32 for as many groups as cannot overflow, then parted: 256 times a
+// high part, and a low part, each summed in int32. Of V this needs, beside what tail-inl.h lists:
 //
 //   even_bytes(I), odd_bytes(I)     the int8 at even or odd places, each widened to int16
 //   add_pairs(I sum, I a, I b)      sum + a * b over pairs of neighbouring int16
+//   high_part(I), low_part(I)       v >> 8 and v & 255
+//   join_parts(I high, I low) -> F  the float32 nearest to 256 * high + low
+//
+// For 32 products of AVX2 that is two vpmaddwd and two vpaddd, beside three operations to widen weights, which the rows
+// of a tile share. Split into bytes instead, as vpmaddubsw and vpdpbusd would take them, operands cost twice what bytes
+// do: seven operations with AVX2.
 //
 // Include it inside the target region of an ISA.
 #pragma once
@@ -15,74 +21,73 @@
 namespace lstm_quant {
 namespace {
 
-// Depth up to which the int32 sums of the parts, and of a row's steps, cannot overflow: steps have 17 bits and a sign.
+// Depth up to which the sums of the parts, and of a row's steps, fit int32: steps have 16 bits and a sign, and weights
+// less their zero points differ from zero by at most 255.
 constexpr int32_t kMaxWideDepth = (1 << 15) - 1;
 
-// A group of four steps, as pairs of int16 for the weights at even and at odd places.
+// A group of four steps less the middle, as pairs of int16 for the weights at even and at odd places.
 struct WideGroup {
-  int16_t high_even[2], high_odd[2], low_even[2], low_odd[2];
+  int16_t even[2], odd[2];
 };
 
-inline void split_steps(const int32_t* steps, WideGroup& group) {
-  const auto high = [&](int i) { return static_cast<int16_t>(steps[i] >> 8); };
-  const auto low = [&](int i) { return static_cast<int16_t>(steps[i] & 0xFF); };
-  group = {{high(0), high(2)}, {high(1), high(3)}, {low(0), low(2)}, {low(1), low(3)}};
+inline WideGroup wide_group(const int32_t* steps, int32_t middle) {
+  const auto from_middle = [&](int i) { return static_cast<int16_t>(steps[i] - middle); };
+  return {{from_middle(0), from_middle(2)}, {from_middle(1), from_middle(3)}};
 }
 
-template <class Vector, int kTileRows>
+template <class Vector, int kTileRows, int kTileVectors>
 struct WideDot {
   using V = Vector;
   using I = typename V::I;
   struct Operand {
-    I high_even, high_odd, low_even, low_odd;
+    I even, odd;
   };
   struct Weights {
     I even, odd;
   };
   struct Sum {
-    I high, low;
+    I recent, high, low;
   };
   static constexpr int kGroups = 1;
+  // A group adds at most 4 * 2^15 * 2^7 = 2^24 to a sum.
+  static constexpr size_t kPartedGroups = 127;
   static constexpr int kOperandBytes = sizeof(WideGroup);
   static constexpr int kMaxRows = kTileRows;
   static constexpr bool kFetchesLater = false;
   static constexpr int kSplit = 1;
   static constexpr int kFetchBytes = 0;
 
-  static constexpr int vectors(int) { return 4; }
+  static constexpr int vectors(int rows) { return rows > 1 ? kTileVectors : 4; }
   static Operand operand(const char* p) {
-    int32_t pairs[4];
-    std::memcpy(pairs, p, sizeof pairs);
-    return {V::set_i32(pairs[0]), V::set_i32(pairs[1]), V::set_i32(pairs[2]), V::set_i32(pairs[3])};
+    int32_t even, odd;
+    std::memcpy(&even, p, sizeof even);
+    std::memcpy(&odd, p + sizeof even, sizeof odd);
+    return {V::set_i32(even), V::set_i32(odd)};
   }
-  // What the zero points take away from the sum, in the same two parts.
+  // middle * sum of weights - zero point * sum of steps, in two parts: middle and sum of steps are parted.
   static Sum start(const BlockWeights& block, int column, int32_t row_sum) {
-    int32_t high[V::kLanes], low[V::kLanes];
-    for (int i = 0; i < V::kLanes; ++i) {
-      const int64_t sum = -int64_t{block.zero_points[column + i]} * row_sum;
-      high[i] = static_cast<int32_t>(sum >> 8);
-      low[i] = static_cast<int32_t>(sum & 0xFF);
-    }
-    return {V::load_i32(high), V::load_i32(low)};
+    const I weight_sums = V::load_i32(block.weight_sums + column),
+            zero_points = V::load_i32(block.zero_points + column);
+    const auto part = [&](int32_t of_middle, int32_t of_steps) {
+      return V::add_product(V::add_product(V::set_i32(0), weight_sums, of_middle), zero_points, -of_steps);
+    };
+    return {V::set_i32(0), part(block.offset >> 8, row_sum >> 8), part(block.offset & 0xFF, row_sum & 0xFF)};
   }
-  static Sum zero() { return {V::set_i32(0), V::set_i32(0)}; }
+  static Sum zero() { return {V::set_i32(0), V::set_i32(0), V::set_i32(0)}; }
   static Weights load(const char* p) {
     const I group = V::load_i32(reinterpret_cast<const int32_t*>(p));
-    return {V::even_bytes(group), V::odd_bytes(group)};
+    return {in_register(V::even_bytes(group)), in_register(V::odd_bytes(group))};
   }
   static Sum add(const Sum& sum, const Operand& operand, const Weights& weights) {
-    return {V::add_pairs(V::add_pairs(sum.high, operand.high_even, weights.even), operand.high_odd, weights.odd),
-            V::add_pairs(V::add_pairs(sum.low, operand.low_even, weights.even), operand.low_odd, weights.odd)};
+    const I even = in_register(V::add_pairs(sum.recent, operand.even, weights.even));
+    return {in_register(V::add_pairs(even, operand.odd, weights.odd)), sum.high, sum.low};
+  }
+  static Sum part(const Sum& sum) {
+    return {V::set_i32(0), V::add_i32(sum.high, V::high_part(sum.recent)),
+            V::add_i32(sum.low, V::low_part(sum.recent))};
   }
   static Sum join(const Sum& a, const Sum&) { return a; }
-  static typename V::F total(const Sum& sum) {
-    int32_t high[V::kLanes], low[V::kLanes];
-    float totals[V::kLanes];
-    V::store_i32(high, sum.high);
-    V::store_i32(low, sum.low);
-    for (int i = 0; i < V::kLanes; ++i) totals[i] = static_cast<float>(int64_t{high[i]} * 256 + low[i]);
-    return V::load(totals);
-  }
+  static typename V::F total(const Sum& sum) { return V::join_parts(sum.high, sum.low); }
 };
 
 template <class Dot>
@@ -96,7 +101,7 @@ class WideSums {
     auto* row_sums = reinterpret_cast<int32_t*>(split + rows * groups);
     for (size_t r = 0; r < rows; ++r) {
       const auto* steps = reinterpret_cast<const int32_t*>(operand_ + r * stride);
-      for (size_t g = 0; g < groups; ++g) split_steps(steps + g * kGroup, split[r * groups + g]);
+      for (size_t g = 0; g < groups; ++g) split[r * groups + g] = wide_group(steps + g * kGroup, projection.offset);
       row_sums[r] = 0;
       for (int32_t k = 0; k < projection.depth; ++k) row_sums[r] += steps[k];
     }

@@ -249,7 +249,7 @@ class Uniform {
   void check(Item value, int32_t offset, int64_t sum) {
     projection_.offset = offset;
     const size_t stride = round_up(projection_.padded_depth * sizeof(Item), kAlign);
-    for (const size_t rows : {1, 2}) {
+    for (const size_t rows : {1, 2, 5}) {
       AlignedBytes operand = zeros(rows * stride);
       for (size_t row = 0; row < rows; ++row) {
         std::fill_n(reinterpret_cast<Item*>(operand.data() + row * stride), depth_, value);
@@ -338,13 +338,15 @@ TEST(sums_at_the_end_of_int32_are_exact) {
   }
 }
 
-// Sums of 16 bits leave int32 from a depth of 516 on, and their parts at some 65,000.
+// Sums of 16 bits leave int32 from a depth of 512 on, which is also where vectors part them first, and their parts at
+// some 33,000.
 TEST(sums_beyond_int32_are_exact) {
-  for (const int32_t depth : {600, 32767, 70000}) {
+  for (const int32_t depth : {508, 509, 512, 516, 600, 1016, 32767, 70000}) {
     for (const auto& [weight, zero_point] : {std::pair{-128, 0}, {-128, 127}, {127, -128}}) {
       Uniform uniform(Sums::kWide, depth, weight, zero_point);
-      for (const int32_t steps : {-65535, 65535})
-        uniform.check(steps, 0, int64_t{steps} * (weight - zero_point) * depth);
+      for (const auto& [steps, middle] :
+           {std::pair{-65535, -32767}, {65535, 32768}, {-32768, 0}, {32767, 0}, {1, 32768}})
+        uniform.check(steps, middle, int64_t{steps} * (weight - zero_point) * depth);
     }
   }
 }
