@@ -6,31 +6,16 @@ python benchmarks/packed.py --shapes 50,16,256,256 --threads 1
 from __future__ import annotations
 
 import argparse
-import random
-import time
 from collections.abc import Callable
 
 import torch
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
+from turns import take_turns, undisturbed
 
 import torch_lstm_quant as tlq
 
 SHAPES = "50,16,256,256 100,16,256,256,1,2 50,64,512,512 100,8,128,128"
-LEAST_CALLS = 5
-"""Of each way."""
-
-
-def measure(calls: dict[str, Callable[[], object]], seconds: float) -> dict[str, float]:
-    """Milliseconds, the 10th percentile of each way's calls, which take turns in random order."""
-    taken: dict[str, list[float]] = {way: [] for way in calls}
-    end = time.perf_counter() + seconds
-    while len(taken["padded"]) < LEAST_CALLS or time.perf_counter() < end:
-        for way in random.sample(list(calls), len(calls)):
-            started = time.perf_counter()
-            calls[way]()
-            taken[way].append(time.perf_counter() - started)
-    return {way: sorted(times)[len(times) // 10] * 1e3 for way, times in taken.items()}
 
 
 def ways(shape: list[int]) -> tuple[float, dict[str, Callable[[], object]]]:
@@ -62,7 +47,8 @@ def main() -> None:
         share, calls = ways([int(size) for size in shape.split(",")])
         torch.set_num_threads(options.threads)
         with torch.inference_mode():
-            padded, *others = measure(calls, options.seconds).values()
+            taken = take_turns(calls, options.seconds)
+        padded, *others = (1e3 * undisturbed(times) for times in taken.values())
         cells = [f"{ms:.3f} ({ms / padded:.2f})" for ms in others]
         print(f"| {shape} | {share:.2f} | {padded:.3f} | " + " | ".join(cells) + " |", flush=True)
 

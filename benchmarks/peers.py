@@ -95,10 +95,10 @@ def _quantized_onnx(model: Any, reduce_range: bool) -> Any:
     return quantized
 
 
-class _OnnxRuntime:
+class OnnxRuntime:
     """A session with its inputs and outputs bound to tensors once, which takes less of a call than passing arrays does."""
 
-    def __init__(self, model: Any, case: Case, threads: int) -> None:
+    def __init__(self, model: Any, inputs: dict[str, Tensor], outputs: dict[str, Tensor], threads: int) -> None:
         import numpy as np
         import onnxruntime
 
@@ -106,24 +106,30 @@ class _OnnxRuntime:
         options.intra_op_num_threads = threads
         self.session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
         self.binding = self.session.io_binding()
-        self.inputs = {"x0": case.x} | _states(case)
-        self.outputs = {output.name: torch.empty(output.shape) for output in self.session.get_outputs()}
-        for tensors, bind in ((self.inputs, self.binding.bind_input), (self.outputs, self.binding.bind_output)):
+        self.tensors = inputs, outputs  # which must live as long as they are bound
+        for tensors, bind in zip(self.tensors, (self.binding.bind_input, self.binding.bind_output), strict=True):
             for name, tensor in tensors.items():
                 bind(name, "cpu", 0, np.float32, list(tensor.shape), tensor.data_ptr())
-        self.results = list(self.outputs.values())
+        self.results = list(outputs.values())
 
     def __call__(self) -> list[Tensor]:
         self.session.run_with_iobinding(self.binding)
         return self.results
 
 
+def _bound(model: Any, case: Case, threads: int) -> Call:
+    states = _states(case)
+    outputs = {f"x{case.shape.layers}": torch.empty_like(case.expected)}
+    outputs |= {f"{name[0]}n{name[1:]}": torch.empty_like(state) for name, state in states.items()}
+    return OnnxRuntime(model, {"x0": case.x} | states, outputs, threads)
+
+
 def _ort_float32(case: Case, threads: int) -> Call:
-    return _OnnxRuntime(_onnx_model(case), case, threads)
+    return _bound(_onnx_model(case), case, threads)
 
 
 def _ort_int8(reduce_range: bool) -> Callable[[Case, int], Call]:
-    return lambda case, threads: _OnnxRuntime(_quantized_onnx(_onnx_model(case), reduce_range), case, threads)
+    return lambda case, threads: _bound(_quantized_onnx(_onnx_model(case), reduce_range), case, threads)
 
 
 # ---- ncnn

@@ -62,12 +62,18 @@ def _version(package: str) -> str:
         return "not installed"
 
 
+def ran_on(facts: dict[str, Any], packages: dict[str, str]) -> str:
+    """Machine and versions in one line."""
+    cpus = (
+        f"{facts.get('Model name')}, family {facts.get('CPU family')} model {facts.get('Model')}, {facts.get('CPU(s)')} CPUs"
+    )
+    return f"{cpus}; " + ", ".join(f"{name} {value}" for name, value in packages.items())
+
+
 def text(result: dict[str, Any]) -> str:
     """The report as Markdown tables, aligned so that they read well as they are."""
-    facts = result["machine"]
     lines = [
-        f"{facts.get('Model name')}, family {facts.get('CPU family')} model {facts.get('Model')}, {facts.get('CPU(s)')} CPUs; "
-        + ", ".join(f"{name} {value}" for name, value in result["versions"].items()),
+        ran_on(result["machine"], result["versions"]),
         f"Medians in ms a call; in brackets, how many times as long as {OURS} that is; then the signal-to-noise ratio of the "
         f"output to that of float32 (!: under {VALID_DB:.0f} dB, not valid). Spread: interquartile range.",
     ]

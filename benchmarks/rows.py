@@ -6,21 +6,18 @@ python benchmarks/rows.py --rows 1,8,64 --of 256 --sizes 128 --threads 1
 from __future__ import annotations
 
 import argparse
-import random
-import time
 from collections.abc import Callable
 
 import torch
 from shapes import Case, Shape
 from systems import int8
+from turns import quartiles_over, take_turns, undisturbed
 
 import torch_lstm_quant as tlq
 
 WAYS = ("alone", "the same rows", "other rows each step", "these as a tensor", "module, states gathered")
 BLOCK = 16
 """Calls that are timed as one."""
-LEAST_BLOCKS = 5
-"""Of each way."""
 
 
 def ways(lstm: tlq.LSTM, rows: int, of: int) -> dict[str, Callable[[], object]]:
@@ -46,18 +43,6 @@ def ways(lstm: tlq.LSTM, rows: int, of: int) -> dict[str, Callable[[], object]]:
     return dict(zip(WAYS, calls, strict=True))
 
 
-def measure(calls: dict[str, Callable[[], object]], seconds: float) -> dict[str, list[float]]:
-    """Microseconds of a step in each block; the ways take turns in random order."""
-    taken: dict[str, list[float]] = {way: [] for way in calls}
-    end = time.perf_counter() + seconds
-    while len(taken["alone"]) < LEAST_BLOCKS or time.perf_counter() < end:
-        for way in random.sample(list(calls), len(calls)):
-            started = time.perf_counter()
-            calls[way]()
-            taken[way].append((time.perf_counter() - started) / BLOCK * 1e6)
-    return taken
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", default="1,8,64", help="comma-separated: how many rows go on")
@@ -75,11 +60,11 @@ def main() -> None:
         torch.set_num_threads(options.threads)
         for rows in map(int, options.rows.split(",")):
             with torch.inference_mode():
-                taken = measure(ways(lstm, rows, options.of), options.seconds)
+                taken = take_turns(ways(lstm, rows, options.of), options.seconds)
             cells = []
             for times in taken.values():
-                ratios = sorted(a / b for a, b in zip(times, taken["alone"], strict=True))
-                cells.append(f"{sorted(times)[len(times) // 10]:.2f} ({ratios[len(ratios) // 2]:.2f})")
+                _, ratio, _ = quartiles_over(times, taken["alone"])
+                cells.append(f"{undisturbed(times) / BLOCK * 1e6:.2f} ({ratio:.2f})")
             print(f"| {size} | {rows} | " + " | ".join(cells) + " |", flush=True)
 
 

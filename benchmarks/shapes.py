@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -104,6 +107,12 @@ class Case:
             # states from the middle of a stream
             self.states: tuple[Tensor, Tensor] = self.lstm(_drifting_noise((16, shape.B, shape.I), generator))[1]
             self.expected: Tensor = self.lstm(self.x, self.states)[0]
+
+    def sqnr(self, output: Any) -> float | None:
+        """The signal-to-noise ratio of a system's output to float32's, in dB; None: they are equal."""
+        error = torch.from_numpy(np.asarray(output)).reshape(self.expected.shape) - self.expected
+        noise = error.double().square().sum().item()
+        return 10 * math.log10(self.expected.double().square().sum().item() / noise) if noise else None
 
 
 def _lstm(shape: Shape, generator: torch.Generator) -> nn.LSTM:

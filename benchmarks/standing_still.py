@@ -6,20 +6,17 @@ python benchmarks/standing_still.py --sizes 128,512 --threads 1
 from __future__ import annotations
 
 import argparse
-import random
-import time
 from collections.abc import Callable
 
 import torch
 from shapes import Case, Shape
 from systems import int8
 from torch import Tensor
+from turns import take_turns, undisturbed
 
 import torch_lstm_quant as tlq
 
 STEPS = 800
-LEAST_CALLS = 5
-"""Of each signal."""
 BURST = 100
 
 
@@ -62,19 +59,6 @@ def _at_once(lstm: tlq.LSTM, x: Tensor) -> Callable[[], object]:
     return lambda: lstm(x)
 
 
-def measure(calls: dict[str, Callable[[], object]], seconds: float) -> dict[str, float]:
-    """Microseconds a step, the 10th percentile of each signal's calls, which take turns in random order."""
-    taken: dict[str, list[float]] = {signal: [] for signal in calls}
-    end = time.perf_counter() + seconds
-    while len(taken["moving"]) < LEAST_CALLS or time.perf_counter() < end:
-        for signal in random.sample(list(calls), len(calls)):
-            calls[signal]()  # what the signal before left in the caches
-            started = time.perf_counter()
-            calls[signal]()
-            taken[signal].append(time.perf_counter() - started)
-    return {signal: sorted(times)[len(times) // 10] / STEPS * 1e6 for signal, times in taken.items()}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", default="128,512,1024", help="comma-separated: as many features as hidden units")
@@ -91,7 +75,9 @@ def main() -> None:
         torch.set_num_threads(arguments.threads)
         for name, make in (("`Stream`, one step", _streamed), ("module, all steps", _at_once)):
             with torch.inference_mode():
-                times = measure({signal: make(lstm, change(case.x)) for signal, change in SIGNALS.items()}, arguments.seconds)
+                calls = {signal: make(lstm, change(case.x)) for signal, change in SIGNALS.items()}
+                taken = take_turns(calls, arguments.seconds, warm_up=True)
+            times = {signal: undisturbed(seconds) / STEPS * 1e6 for signal, seconds in taken.items()}
             cells = [f"{us:.2f} ({times['moving'] / us:.2f})" for us in times.values()]
             print(f"| {size} | {name} | " + " | ".join(cells) + " |", flush=True)
 

@@ -23,10 +23,11 @@ def _float32(case: Case) -> LSTM:
     return case.lstm
 
 
-def _quantize_dynamic(case: Case) -> LSTM:
+def dynamic(module: nn.Module) -> nn.Module:
+    """An LSTM, or a cell of one, as ``quantize_dynamic`` makes it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.ao's own deprecations
-        quantized = torch.ao.quantization.quantize_dynamic(nn.Sequential(case.lstm), {nn.LSTM}, dtype=torch.qint8)
+        quantized = torch.ao.quantization.quantize_dynamic(nn.Sequential(module), {type(module)}, dtype=torch.qint8)
     return quantized[0]  # type: ignore[no-any-return]
 
 
@@ -67,7 +68,7 @@ SYSTEMS = {
     "int8_gates16": System(_called(_ours(tlq.LSTMQConfig.int8_gates16)), "torch_lstm_quant, preset int8_gates16, fused"),
     "float32": System(_called(_float32), "nn.LSTM"),
     "quantize_dynamic": System(
-        _called(_quantize_dynamic),
+        _called(lambda case: dynamic(case.lstm)),
         "torch.ao.quantization.quantize_dynamic, qint8; gates and cell float32",
         takes=without_projection,
     ),

@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from peers import ALL_SYSTEMS
 from shapes import SHAPES, Case
@@ -84,10 +83,8 @@ def load(system: str, name: str, threads: int) -> tuple[Row, float | None]:
     call = ALL_SYSTEMS[system].make(case, threads)
     torch.set_num_threads(threads)
     with torch.inference_mode():
-        output = torch.from_numpy(np.asarray(call()[0])).reshape(case.expected.shape)
-        error = (output - case.expected).double().square().sum().item()
-    signal = case.expected.double().square().sum().item()
-    return Row(call), 10 * math.log10(signal / error) if error else None
+        sqnr = case.sqnr(call()[0])
+    return Row(call), sqnr
 
 
 def answers(system: str, threads: int, commands: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:

@@ -62,6 +62,25 @@ def test_rows_of_a_stream_are_timed() -> None:
     assert all(len(row) == 7 and row[2].endswith("(1.00) ") for row in rows)
 
 
+def test_other_forms_are_timed_and_judged() -> None:
+    command = [sys.executable, str(BENCH.with_name("variants.py")), "--shapes", "3,2,8,16", "--seconds", "0"]
+    text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| T")]
+    assert [row[0] for row in rows] == [
+        *("T3 B2 8->16->8", "T3 B2 8->16", "T3 B2 8->16->8"),
+        *["T1 B2 8->16"] * 3,
+        *["T3 B2 8->16"] * 12,
+    ]
+    accuracy = {(row[0], row[1]): row[4] for row in rows}
+    for _, name, milliseconds, over, sqnr in rows:
+        assert float(milliseconds) > 0
+        assert over.startswith("1.00 ") or "int8()" not in name or "not projected" in name
+        assert (sqnr == "-") == (name in ("float32 `nn.LSTM`", "float32, projected"))
+    # the exported model has our bits; where x and h have no coarse grid, less is lost
+    assert accuracy["T3 B2 8->16", "`export_onnx`, in ONNX Runtime"] == accuracy["T3 B2 8->16", "`int8()`"]
+    assert float(accuracy["T3 B2 8->16", "x and h 16 bits"]) > float(accuracy["T3 B2 8->16", "`int8()`"]) + 3
+
+
 @pytest.fixture
 def report(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(str(BENCH.parent))
