@@ -1,4 +1,4 @@
-"""The memory that a call takes beyond its input and results does not grow with the steps."""
+"""With the steps grow neither the memory that a call takes beyond its input and results, nor its distance from float32."""
 
 from __future__ import annotations
 
@@ -8,6 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from streamed import equal, same_states
+from test_stress import sqnr
+from torch import nn
+
+import torch_lstm_quant as tlq
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 STEPS, SIZE = 40_000, 64
@@ -50,3 +56,25 @@ def test_memory_does_not_grow_with_the_steps(layers: int, directions: int, strea
     # two directions need all of the layer below before they begin; a layer reads one such output and writes the next
     held = 2 * min(2, layers - 1) if directions == 2 else 0
     assert held - 0.2 < extra(layers, directions, streamed) < held + 0.2
+
+
+@pytest.mark.parametrize("remembers", [False, True])
+def test_accuracy_does_not_fall_with_the_steps(remembers: bool) -> None:
+    torch.manual_seed(0)
+    lstm = nn.LSTM(8, 16).eval().requires_grad_(False)
+    if remembers:
+        lstm.bias_ih_l0[16:32] += 2.0  # forget gates of about 0.9
+    x = 2 * torch.rand(100_000, 1, 8) - 1
+    fused = tlq.quantize(lstm, [2 * torch.rand(300, 32, 8) - 1], progress=False)
+    assert isinstance(fused, tlq.LSTM)
+    output, states = fused(x)
+    want = lstm(x)[0]
+    early, late = (sqnr(output[steps], want[steps]) for steps in (slice(1_000, 2_000), slice(99_000, None)))
+    assert early > 39.0  # 40.2, with long memories 45.6
+    assert abs(late - early) < 1.0  # less than 0.05 in both
+
+    # a stream comes to the same in pieces, of which the first are of one step
+    stream = tlq.Stream(fused)
+    pieces = [stream(piece) for piece in (*x[:50].split(1), *x[50:].split(7_001))]
+    assert equal(torch.cat(pieces), output)
+    assert same_states(stream, states)
