@@ -208,6 +208,34 @@ BAD_PACKED = {
     "dtype of batch sizes": (broken(batch_sizes=torch.ones(14).float()), None, TypeError, "got torch.float32"),
     "order": (broken(sorted_indices=torch.arange(3)), (STATE, STATE), ValueError, r"sorted_indices must be \[4\]"),
     "order before": (broken(unsorted_indices=torch.arange(5)), None, ValueError, r"unsorted_indices must be \[4\]"),
+    **{
+        f"{kind} in {name}{' with states' if hx else ''}": (
+            broken(**{name: indices}),
+            hx,
+            error,
+            rf"input\.{name} must {message}",
+        )
+        for name in ("sorted_indices", "unsorted_indices")
+        for hx in (None, (STATE, STATE))
+        for kind, indices, error, message in (
+            ("a row that is not there", torch.tensor([0, 1, 2, 9]), ValueError, r"have each row from 0 to 3 once, got .* 9\]"),
+            ("a negative row", torch.tensor([0, 1, 2, -1]), ValueError, r"have each row .* once, got \[0, 1, 2, -1\]"),
+            ("a row twice", torch.tensor([0, 0, 1, 2]), ValueError, r"have each row .* once, got \[0, 0, 1, 2\]"),
+            ("floats", torch.arange(4.0), TypeError, "be torch.int64 or torch.int32, got torch.float32"),
+            ("bools", torch.ones(4) > 0, TypeError, "be torch.int64 or torch.int32, got torch.bool"),
+            ("a list", [0, 1, 2, 3], TypeError, "be a tensor, got list"),
+            ("another device", torch.arange(4, device="meta"), TypeError, "be on the cpu device, got a tensor on meta"),
+            ("a sparse tensor", torch.arange(4).to_sparse(), TypeError, "be a dense tensor, got layout torch.sparse_coo"),
+        )
+    },
+    "another order back": (
+        broken(unsorted_indices=PACKED.sorted_indices.roll(1)),  # type: ignore[union-attr]
+        None,
+        ValueError,
+        r"unsorted_indices must undo sorted_indices \[.*\], got \[",
+    ),
+    "negative batch sizes": (broken(batch_sizes=torch.tensor([4, 4, 4, 4, -2])), None, ValueError, "must be positive"),
+    "sparse batch sizes": (broken(batch_sizes=PACKED.batch_sizes.to_sparse()), None, TypeError, "must be a dense tensor"),
     "a list of batch sizes": (broken(batch_sizes=[4, 3, 3, 2, 1, 1]), None, TypeError, "on the CPU, got list"),
     "states": (PACKED, (STATE[:, :3], STATE), ValueError, r"h_0 must be \[4, 4, 8\] .* of 4 rows, got \[4, 3, 8\]"),
     "rank of states": (PACKED, (STATE, STATE[0]), ValueError, r"c_0 must be \[4, 4, 8\]"),
@@ -244,6 +272,15 @@ BAD_LENGTHS = {
     "bools": (LENGTHS > 1, TypeError, "got torch.bool"),
     "a set": ({3, 6, 1, 4}, TypeError, "lengths must be integers, as a tensor or a sequence, got {1, 3, 4, 6}"),
     "keys": ({3: 0, 6: 0, 1: 0, 4: 0}, TypeError, "lengths must be integers, as a tensor or a sequence, got {3: 0"),
+    "sparse": (LENGTHS.to_sparse(), TypeError, "lengths must be a dense tensor, got torch.sparse_coo"),
+    "beyond int64": ([3, 1 << 63, 1, 4], ValueError, f"from 1 to the 6 steps of input, got 1 to {1 << 63}"),
+    "far below": ([3, -(1 << 70), 1, 4], ValueError, f"got -{1 << 70} to 4"),
+    "beyond int64 in a tensor": (
+        torch.tensor([3, 1 << 63, 1, 4], dtype=torch.uint64),
+        ValueError,
+        f"got 1 to {1 << 63}",
+    ),
+    "without values": ([torch.tensor(3, device="meta")] * 4, TypeError, "lengths must be integers, as a tensor or a sequence"),
     "bytes": (bytes([3, 6, 1, 4]), TypeError, "lengths must be integers, as a tensor or a sequence, got b"),
     "a bool among them": ([3, 6, True, 4], TypeError, "lengths must be integers, as a tensor or a sequence, got"),
     "a number": (3, TypeError, "lengths must be integers, as a tensor or a sequence, got 3"),
@@ -257,6 +294,17 @@ def test_lengths_that_are_refused(name: str) -> None:
     lengths, error, message = BAD_LENGTHS[name]
     with pytest.raises(error, match=message):
         fused()(noise(), lengths=lengths)
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor", "ignore:The PyTorch API of nested tensors")
+def test_lengths_in_other_kinds_of_tensors() -> None:
+    quantized = torch.quantize_per_tensor(LENGTHS.float(), 1.0, 0, torch.quint8)
+    with pytest.raises(TypeError, match=r"lengths must be integers, got torch\.quint8"):
+        fused()(noise(), lengths=quantized)
+    for layout in (torch.strided, torch.jagged):
+        nested = torch.nested.nested_tensor([LENGTHS], layout=layout)
+        with pytest.raises(TypeError, match="lengths must be a dense tensor, got a nested one"):
+            fused()(noise(), lengths=nested)
 
 
 def test_lengths_of_what_has_none() -> None:

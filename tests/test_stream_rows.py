@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from isa_runs import run_on
@@ -107,7 +108,6 @@ def test_usual_forms_are_not_unusual(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_numbers_of_other_kinds() -> None:
     module, x = fused(), torch.randn(2, I)
     want = module(x[None])[0][0]
-    numpy = pytest.importorskip("numpy")
     assert equal(tlq.Stream(module, B)(x, rows=[numpy.int32(4), torch.tensor(1)]), want)
     assert equal(tlq.Stream(module, B)(x, rows=torch._neg_view(torch.tensor([-4, -1]))), want)
 
@@ -124,6 +124,9 @@ BAD_ROWS: dict[str, tuple[Any, type[Exception], str]] = {
     "floats": ([0.0, 1.0], TypeError, "rows must be ints, got 0.0"),
     "float tensors inside": ([torch.tensor(1.0), torch.tensor(0.0)], TypeError, r"rows must be ints, got tensor\(1\.\)"),
     "bools": ([True, False], TypeError, "rows must be ints, got True"),
+    "bools of numpy": ([numpy.bool_(True), 0], TypeError, r"rows must be ints, got (np\.)?True"),
+    "tensors of bools": ([torch.tensor(True), 0], TypeError, r"rows must be ints, got tensor\(True\)"),
+    "without a value": ([torch.tensor(1, device="meta"), 0], TypeError, "rows must be ints, got tensor"),
     "strings": (["a", "b"], TypeError, "rows must be ints, got 'a'"),
     "None inside": ([None, 0], TypeError, "rows must be ints, got None"),
     "a string": ("01", TypeError, "rows must be a list of ints or an int64 tensor, got str"),

@@ -17,6 +17,9 @@ from torch.nn.utils.rnn import PackedSequence
 States = tuple[Tensor, Tensor]
 CPU = torch.device("cpu")
 
+_UNSIGNED = (torch.uint8, torch.uint16, torch.uint32, torch.uint64)
+_LENGTHS = (torch.int8, torch.int16, torch.int32, torch.int64, *_UNSIGNED)
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -115,7 +118,7 @@ class Shape:
         Raises:
             TypeError, ValueError: as :meth:`unpack`; parts that do not belong together.
         """
-        x, _, order, restored = input
+        x, _, order, _ = input
         check_tensor("input.data", x, dtypes, device)
         if x.dim() != 2 or x.shape[1] != self.input_size:
             needed = f"[rows of all steps, input_size={self.input_size}]"
@@ -125,9 +128,7 @@ class Shape:
             batch = None if order is None else order.shape[0]
         else:
             batch = sizes[0]
-            for name, indices in (("sorted_indices", order), ("unsorted_indices", restored)):
-                if indices is not None and indices.shape != (batch,):
-                    raise ValueError(f"input.{name} must be [{batch}], one for each row, got {list(indices.shape)}")
+            _check_orders(input, batch)
         if hx is None:
             return x, None, None
         states = []
@@ -209,6 +210,7 @@ def batch_sizes_of(input: PackedSequence) -> list[int] | None:
         is_tensor = isinstance(sizes, Tensor)
         got = f"{sizes.dtype} {list(sizes.shape)} on {sizes.device}" if is_tensor else type(sizes).__name__
         raise TypeError(f"input.batch_sizes must be torch.int64, 1-D and on the CPU, got {got}")
+    check_tensor("input.batch_sizes", sizes, (torch.int64,), CPU)
     values: list[int] = sizes.tolist()
     if not values or values[-1] < 1 or values != sorted(values, reverse=True) or sum(values) != len(input.data):
         raise ValueError(
@@ -216,6 +218,27 @@ def batch_sizes_of(input: PackedSequence) -> list[int] | None:
             f"got {reprlib.repr(values)}: make packed sequences with pack_padded_sequence"
         )
     return values
+
+
+def _check_orders(input: PackedSequence, rows: int) -> None:
+    """Raise a TypeError or ValueError unless the indices are the numbers of all rows in some order, and back."""
+    orders = []
+    for name in ("sorted_indices", "unsorted_indices"):
+        indices = getattr(input, name)
+        if indices is None:
+            continue
+        check_tensor(f"input.{name}", indices, (torch.int64, torch.int32), input.data.device)
+        if indices.shape != (rows,):
+            raise ValueError(f"input.{name} must be [{rows}], one for each row, got {list(indices.shape)}")
+        if indices.is_meta:
+            return
+        orders.append(indices.tolist())
+        if sorted(orders[-1]) != list(range(rows)):
+            raise ValueError(f"input.{name} must have each row from 0 to {rows - 1} once, got {reprlib.repr(orders[-1])}")
+    if len(orders) == 2 and any(orders[1][row] != place for place, row in enumerate(orders[0])):
+        raise ValueError(
+            f"input.unsorted_indices must undo sorted_indices {reprlib.repr(orders[0])}, got {reprlib.repr(orders[1])}"
+        )
 
 
 def check_lengths(lengths: object, steps: int, rows: int, device: torch.device) -> Tensor:
@@ -232,21 +255,29 @@ def check_lengths(lengths: object, steps: int, rows: int, device: torch.device) 
         ValueError: another number of lengths, or lengths out of range.
     """
     if not isinstance(lengths, Tensor):
-        lengths = torch.tensor(_integers(lengths), dtype=torch.int64)
-    if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
+        values = _integers(lengths)
+        if any(value.bit_length() > 63 for value in values):  # more than int64 holds
+            raise _out_of_range(steps, min(values), max(values))
+        lengths = torch.tensor(values, dtype=torch.int64)
+    if lengths.dtype not in _LENGTHS:
         raise TypeError(f"lengths must be integers, got {lengths.dtype}")
+    if lengths.layout != torch.strided or lengths.is_nested:
+        raise TypeError(f"lengths must be a dense tensor, got {'a nested one' if lengths.is_nested else lengths.layout}")
     if lengths.device.type not in ("cpu", device.type):
         raise TypeError(f"lengths must be on the CPU, as for pack_padded_sequence, got a tensor on {lengths.device}")
     if lengths.shape != (rows,):
         raise ValueError(f"lengths must be [{rows}], one for each row of input, got {list(lengths.shape)}")
-    lengths = lengths.to(torch.int64)
+    given, lengths = lengths, lengths.to(torch.int64)
     if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
         return lengths  # the operator checks them where it runs
-    if rows and not lengths.is_meta:
-        least, most = int(lengths.min()), int(lengths.max())
-        if least < 1 or most > steps:
-            raise ValueError(f"lengths must be from 1 to the {steps} steps of input, got {least} to {most}")
+    if rows and not lengths.is_meta and (int(lengths.min()) < 1 or int(lengths.max()) > steps):
+        values = given.tolist()  # uint64 has values that int64 has not
+        raise _out_of_range(steps, min(values), max(values))
     return lengths
+
+
+def _out_of_range(steps: int, least: int, most: int) -> ValueError:
+    return ValueError(f"lengths must be from 1 to the {steps} steps of input, got {least} to {most}")
 
 
 def _integers(lengths: object) -> list[int]:
@@ -254,11 +285,16 @@ def _integers(lengths: object) -> list[int]:
     ordered = hasattr(lengths, "__getitem__") and not isinstance(lengths, (Mapping, str, bytes, bytearray))
     try:
         values = list(lengths) if ordered else None  # type: ignore[call-overload]
-        if values is not None and not any("bool" in str(getattr(value, "dtype", type(value))) for value in values):
+        if values is not None and not any(map(is_bool, values)):
             return [operator.index(value) for value in values]
-    except TypeError:
+    except (TypeError, RuntimeError):  # the second where a tensor has no value
         pass
     raise TypeError(f"lengths must be integers, as a tensor or a sequence, got {lengths!r}")
+
+
+def is_bool(value: object) -> bool:
+    """Whether it is one of Python's, or a scalar of bools, which Python takes as an index."""
+    return "bool" in str(getattr(value, "dtype", type(value)))
 
 
 def _permute(state: Tensor, order: Tensor | None) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from torch_lstm_quant import _direct, ops, saved_states
-from torch_lstm_quant.call_forms import CPU, States, check_tensor, split_states
+from torch_lstm_quant.call_forms import CPU, States, check_tensor, is_bool, split_states
 from torch_lstm_quant.modules import LSTM, LSTMCell
 
 _FORM = "[{rows}, {size}] (one step) or [T, {count}, {size}] (a chunk, steps first)"
@@ -222,9 +222,9 @@ class Stream(_direct.Stream):
 
 def _number(row: Any) -> int:
     try:
-        if not isinstance(row, bool):
+        if not is_bool(row):
             return operator.index(row)
-    except TypeError:
+    except (TypeError, RuntimeError):  # the second where a tensor has no value
         pass
     raise TypeError(f"rows must be ints, got {row!r}")
 
