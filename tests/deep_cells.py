@@ -75,6 +75,8 @@ DEEP = {
     "16 bits, last in parts, negative": Deep(32_767, INT16, 32_767, 127),
     "16 bits, beyond": Deep(32_768, INT16, -32_768),
     "16 bits, far beyond": Deep(70_000, INT16, 32_767),
+    "2^16 + 1 values": Deep(600, (-(1 << 15), 1 << 15), 0),
+    "2^16 + 1 values, positive": Deep(600, (0, 1 << 16), 0),
     "16-bit h": Deep(600, INT16, 0, of_h=True),
     "16-bit h, affine": Deep(600, INT16, -32_768, 5, of_h=True),
 }

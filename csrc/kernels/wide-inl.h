@@ -30,9 +30,12 @@ struct WideGroup {
   int16_t even[2], odd[2];
 };
 
-inline WideGroup wide_group(const int32_t* steps, int32_t middle) {
+// False where they do not fit.
+inline bool take_group(const int32_t* steps, int32_t middle, WideGroup& group) {
   const auto from_middle = [&](int i) { return static_cast<int16_t>(steps[i] - middle); };
-  return {{from_middle(0), from_middle(2)}, {from_middle(1), from_middle(3)}};
+  group = {{from_middle(0), from_middle(2)}, {from_middle(1), from_middle(3)}};
+  return group.even[0] == steps[0] - middle && group.odd[0] == steps[1] - middle &&
+         group.even[1] == steps[2] - middle && group.odd[1] == steps[3] - middle;
 }
 
 template <class Vector, int kTileRows, int kTileVectors>
@@ -94,14 +97,18 @@ template <class Dot>
 class WideSums {
  public:
   WideSums(const Projection& projection, const void* operand, size_t stride, size_t rows, const Walk&, void* scratch)
-      : projection_(projection), operand_(static_cast<const char*>(operand)), stride_(stride) {
-    if (projection.depth > kMaxWideDepth) return;
+      : projection_(projection),
+        operand_(static_cast<const char*>(operand)),
+        stride_(stride),
+        fits_(projection.depth <= kMaxWideDepth) {
+    if (!fits_) return;
     const size_t groups = projection.padded_depth / kGroup;
     auto* split = static_cast<WideGroup*>(scratch);
     auto* row_sums = reinterpret_cast<int32_t*>(split + rows * groups);
     for (size_t r = 0; r < rows; ++r) {
       const auto* steps = reinterpret_cast<const int32_t*>(operand_ + r * stride);
-      for (size_t g = 0; g < groups; ++g) split[r * groups + g] = wide_group(steps + g * kGroup, projection.offset);
+      for (size_t g = 0; g < groups; ++g)
+        fits_ &= take_group(steps + g * kGroup, projection.offset, split[r * groups + g]);
       row_sums[r] = 0;
       for (int32_t k = 0; k < projection.depth; ++k) row_sums[r] += steps[k];
     }
@@ -111,7 +118,7 @@ class WideSums {
   template <class Sink>
   void operator()(int32_t block, size_t first_row, size_t rows, const Sink& sink) const {
     using V = typename Dot::V;
-    if (projection_.depth <= kMaxWideDepth) {
+    if (fits_) {
       return sum_all_rows<Dot>(rows_, first_row, rows, BlockWeights(projection_, block), sink);
     }
     for (size_t row = first_row; row < first_row + rows; ++row) {
@@ -125,6 +132,7 @@ class WideSums {
   const Projection& projection_;
   const char* operand_;
   size_t stride_;
+  bool fits_;  // vectors take all rows: not where a grid has 2^16 + 1 values, and its last occurs
   OperandRows rows_{};
 };
 

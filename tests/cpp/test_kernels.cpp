@@ -345,7 +345,7 @@ TEST(sums_beyond_int32_are_exact) {
     for (const auto& [weight, zero_point] : {std::pair{-128, 0}, {-128, 127}, {127, -128}}) {
       Uniform uniform(Sums::kWide, depth, weight, zero_point);
       for (const auto& [steps, middle] :
-           {std::pair{-65535, -32767}, {65535, 32768}, {-32768, 0}, {32767, 0}, {1, 32768}})
+           {std::pair{-65535, -32767}, {65535, 32768}, {-32768, 0}, {32767, 0}, {1, 32768}, {32768, 0}, {65536, 32768}})
         uniform.check(steps, middle, int64_t{steps} * (weight - zero_point) * depth);
     }
   }
