@@ -358,7 +358,7 @@ def test_parts_that_stay_float_are_named() -> None:
 
 
 def test_a_fused_lstm_without_values_has_no_cells() -> None:
-    module = only(tlq.LSTM(random_layers(Dice(0), 5, 8, 1, 1, "int8")).to("meta"))
+    module = only(tlq.LSTM(random_layers(Dice(5), 5, 8, 1, 1, "int8")).to("meta"))
     assert (module.stage, module.cells) == ("fused", ())
 
 

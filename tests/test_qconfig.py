@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch.ao.quantization import FakeQuantizeBase, HistogramObserver, MinMaxObserver
 
-from torch_lstm_quant.qconfig import LSTMQConfig
+from torch_lstm_quant.qconfig import LSTMQConfig, Override
 from torch_lstm_quant.qparams import PARTS, WEIGHTS
 
 PRESETS = ("int8", "int8_gates16", "fixed16", "all_int8")
@@ -96,6 +98,23 @@ def test_unknown_parts_layers_and_directions() -> None:
         LSTMQConfig().override(direction="reverse")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="layer must be 0 or more"):
         LSTMQConfig().override(layer=-1)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (5, "overrides must be a tuple of what .*override.* adds, got 5"),
+        ((3,), r"overrides must be a tuple of what .*override.* adds, got \(3,\)"),
+        ((("x", None),), "overrides must be a tuple"),
+        ((Override(0, None, None, "x"),), "an override's parts must be a dict of constructors, got 'x'"),
+        ((Override(0, None, None, {"gate": None}),), "unknown part 'gate'"),
+        ((Override(True, None, None, {"x": None}),), "layer must be an int, or None for all layers, got True"),
+        ((Override(0, None, "input", {"x": None}),), "gate='input' is for the parts igates, hgates, gates, got x"),
+    ],
+)
+def test_overrides_made_by_hand_are_checked_as_well(overrides: Any, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        LSTMQConfig(overrides=overrides)
 
 
 def test_shared_is_for_the_states() -> None:

@@ -129,3 +129,14 @@ def test_what_torchs_fx_utility_observed_is_torchs_to_convert() -> None:
 def test_what_is_converted_is_not_converted_again() -> None:
     with pytest.raises(ValueError, match=r"lstm is an LSTM, which torch\.ao's eager mode converted: use .*lower$"):
         tlq.convert(eager_converted())
+
+
+def test_a_cell_of_eager_mode_by_itself_is_sent_back_to_float() -> None:
+    model = nn.ModuleDict({"cell": torch.ao.nn.quantizable.LSTMCell(INPUT, HIDDEN)})
+    advice = "cell is an LSTMCell of torch.ao's eager mode, which converts none by itself: quantize the float model instead$"
+    for call in (tlq.lower, tlq.convert):
+        with pytest.raises(ValueError, match=advice):
+            call(model)
+    (found,) = tlq.audit(model)
+    assert found.why == "it is of torch.ao's eager mode, which converts no LSTMCell by itself"
+    assert found.to_fuse == "torch_lstm_quant.quantize on the float model"

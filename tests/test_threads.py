@@ -17,7 +17,7 @@ I, H = 7, 6  # noqa: E741
 
 @pytest.fixture
 def fused() -> tlq.LSTM:
-    return tlq.LSTM(random_layers(Dice(0), I, H, 1, 1, "int8"))
+    return tlq.LSTM(random_layers(Dice(1), I, H, 1, 1, "int8"))
 
 
 def test_calls_from_many_threads(fused: tlq.LSTM) -> None:

@@ -223,6 +223,8 @@ def _refusal_to_observe(module: nn.Module, place: _Place) -> str | None:
 
 
 def _audit_observed(module: nn.Module, place: _Place) -> _Finding:
+    if isinstance(module, torch.ao.nn.quantizable.LSTMCell):
+        return _Finding("it is of torch.ao's eager mode, which converts no LSTMCell by itself", _FROM_FLOAT)
     ours = isinstance(module, OBSERVED_LSTMS)
     convert = "torch_lstm_quant.convert(model)"
     if place.is_prepared_graph:

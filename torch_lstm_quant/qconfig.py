@@ -95,6 +95,10 @@ class LSTMQConfig:
     overrides: tuple[Override, ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.overrides, tuple) or not all(isinstance(override, Override) for override in self.overrides):
+            raise TypeError(f"overrides must be a tuple of what LSTMQConfig.override() adds, got {self.overrides!r}")
+        for override in self.overrides:
+            _check_override(override)
         grids = [check_part(part, constructor, f"part {part}") for part, constructor in self.parts()]
         for override in self.overrides:
             for part, constructor in override.parts.items():
@@ -134,18 +138,6 @@ class LSTMQConfig:
             ValueError: an unknown direction or gate, a negative layer, or an observer that cannot be honoured.
             TypeError: a layer that is no int, an unknown part, one that has no gates, or a value that is no constructor.
         """
-        if direction not in (None, *DIRECTIONS):
-            raise ValueError(f'direction must be "forward", "backward" or None, got {direction!r}')
-        if gate not in (None, *GATE_NAMES):
-            raise ValueError(f"gate must be one of {', '.join(GATE_NAMES)}, or None for all four, got {gate!r}")
-        if layer is not None and (isinstance(layer, bool) or not isinstance(layer, int)):
-            raise TypeError(f"layer must be an int, or None for all layers, got {layer!r}")
-        if layer is not None and layer < 0:
-            raise ValueError(f"layer must be 0 or more, or None for all layers, got {layer}")
-        _check_parts(parts)
-        for part in parts:
-            if gate is not None and part not in SPLIT_PARTS:
-                raise TypeError(f"gate={gate!r} is for the parts {', '.join(SPLIT_PARTS)}, got {part}")
         return dataclasses.replace(self, overrides=(*self.overrides, Override(layer, direction, gate, parts)))
 
     def constructors(self, layer: int, direction: Direction) -> dict[str, Constructor | Literal["shared"] | None]:
@@ -304,6 +296,24 @@ def _check_parts(parts: Mapping[str, Any]) -> None:
     unknown = [part for part in parts if part not in (*PARTS, *WEIGHTS)]
     if unknown:
         raise TypeError(f"unknown part {unknown[0]!r}; the parts are {', '.join((*PARTS, *WEIGHTS))}")
+
+
+def _check_override(override: Override) -> None:
+    layer, direction, gate, parts = override
+    if direction not in (None, *DIRECTIONS):
+        raise ValueError(f'direction must be "forward", "backward" or None, got {direction!r}')
+    if gate not in (None, *GATE_NAMES):
+        raise ValueError(f"gate must be one of {', '.join(GATE_NAMES)}, or None for all four, got {gate!r}")
+    if layer is not None and (isinstance(layer, bool) or not isinstance(layer, int)):
+        raise TypeError(f"layer must be an int, or None for all layers, got {layer!r}")
+    if layer is not None and layer < 0:
+        raise ValueError(f"layer must be 0 or more, or None for all layers, got {layer}")
+    if not isinstance(parts, Mapping):
+        raise TypeError(f"an override's parts must be a dict of constructors, got {parts!r}")
+    _check_parts(parts)
+    for part in parts:
+        if gate is not None and part not in SPLIT_PARTS:
+            raise TypeError(f"gate={gate!r} is for the parts {', '.join(SPLIT_PARTS)}, got {part}")
 
 
 def _describe(constructor: Constructor | Literal["shared"] | None) -> str:

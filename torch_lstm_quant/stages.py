@@ -71,6 +71,8 @@ def what_was_found(model: nn.Module) -> str:
             next_step = _NEXT[stage]
             if isinstance(module, _DYNAMIC_LSTMS):
                 next_step = " of torch.ao's dynamic quantization, which has no grids: quantize the float model instead"
+            if isinstance(module, torch.ao.nn.quantizable.LSTMCell):
+                next_step = " of torch.ao's eager mode, which converts none by itself: quantize the float model instead"
             return f"{path or 'it'} is {'an' if kind.startswith(('LSTM', 'Observed')) else 'a'} {kind}{next_step}"
     names = sorted({type(module).__name__ for module in model.modules()})
     return f"found no LSTM, only {', '.join(names)}"
