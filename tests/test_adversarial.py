@@ -94,13 +94,14 @@ def test_denormals_are_kept_whatever_the_caller_does_with_them(threads: int) -> 
     assert torch.equal(c_n, reference.lstm([[cell]], x, *states)[2])
 
 
-def test_gradients_stop_at_integers_too(fused: tlq.LSTM) -> None:
+def test_a_backward_pass_is_refused_for_integers_too(fused: tlq.LSTM) -> None:
     cell = fused.cells()[0][0].qparams
     assert cell.x
     assert cell.hx
     h0 = cell.hx.quantize(torch.zeros(1, B, H))
     _, (_, c_n) = fused.forward_integers(cell.x.quantize(X), (h0, torch.zeros(1, B, H, requires_grad=True)))
-    assert not c_n.requires_grad
+    with pytest.raises(RuntimeError, match="got a backward pass"):
+        c_n.sum().backward()
 
 
 # Modules

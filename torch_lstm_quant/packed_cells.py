@@ -103,11 +103,21 @@ class PackedCells(nn.Module):
         batch_sizes: Tensor | None = None,
         lengths: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The kernel, which gives no gradient."""
-        if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, h0, c0)):
-            self._check_inference()
-            x, h0, c0 = x.detach(), *(None if state is None else state.detach() for state in (h0, c0))
-        return ops.lstm(x, h0, c0, self.packed(), self._shape, h_dtype, c_dtype, batch_sizes, lengths)
+        """The kernel, which gives no gradient: asking for one raises."""
+
+        def run(x: Tensor, h0: Tensor | None, c0: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+            return ops.lstm(x, h0, c0, self.packed(), self._shape, h_dtype, c_dtype, batch_sizes, lengths)
+
+        if not torch.is_grad_enabled() or not any(t is not None and t.requires_grad for t in (x, h0, c0)):
+            return run(x, h0, c0)
+        kind = type(self).__name__
+        if self.training:
+            raise _inference_only(kind, "a tensor that requires a gradient in training mode")
+        if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
+            # they would take the backward pass down too, though most who compile in eval mode never ask for one
+            return run(x.detach(), *(None if state is None else state.detach() for state in (h0, c0)))
+        outputs: tuple[Tensor, Tensor, Tensor] = _WithoutBackward.apply(kind, run, x, h0, c0)  # type: ignore[no-untyped-call]
+        return outputs
 
     def _integer_form(self) -> IntegerForm:
         """What ``forward_integers`` takes and gives.
@@ -139,6 +149,8 @@ class PackedCells(nn.Module):
             if type(hx) is not tuple or len(hx) != 2 or any(type(s) is not Tensor for s in hx):
                 return None
             h0, c0 = hx
+        if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (input, h0, c0)):
+            return None
         bound = self._bound_layers()
         return None if bound is None else (bound, h0, c0)
 
@@ -172,13 +184,6 @@ class PackedCells(nn.Module):
 
     def set_extra_state(self, state: object) -> None:
         """Nothing is kept: the version is looked at before anything is loaded."""
-
-    def _check_inference(self) -> None:
-        if self.training:
-            raise RuntimeError(
-                f"a fused {type(self).__name__} is for inference only, got a tensor that requires a gradient in training "
-                "mode: train before converting (torch_lstm_quant.prepare_qat), or call eval() or torch.no_grad()"
-            )
 
     def _register(self, suffix: str, cell: Cell) -> None:
         self.register_buffer(f"grids{suffix}", pack_grids(cell.qparams))
@@ -245,6 +250,26 @@ class PackedCells(nn.Module):
                     f"on {moved.device}: move the model before quantizing, or its other modules one by one"
                 )
         return super()._apply(fn, recurse)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _WithoutBackward(torch.autograd.Function):
+    """``run(*tensors)``, whose backward pass raises, where returning no gradient would train nothing, and say nothing."""
+
+    @staticmethod
+    def forward(ctx: Any, kind: str, run: Callable[..., tuple[Tensor, ...]], *tensors: Tensor | None) -> tuple[Tensor, ...]:
+        ctx.kind = kind
+        return run(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> None:
+        raise _inference_only(ctx.kind, "a backward pass")
+
+
+def _inference_only(kind: str, got: str) -> RuntimeError:
+    return RuntimeError(
+        f"a fused {kind} is for inference only, got {got}: train before converting (torch_lstm_quant.prepare_qat), or call it "
+        "under torch.no_grad() or on detached tensors"
+    )
 
 
 def _nobody_watches() -> bool:
