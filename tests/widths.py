@@ -59,7 +59,7 @@ _VECTORS = {
     "kernels/wide-inl.h": (
         "V::add_pairs(sum.recent, operand.even, weights.even)",
         "V::join_parts(sum.high, sum.low)",
-        "fits_(projection.depth <= kMaxWideDepth)",
+        "if (projection.depth > kMaxWideDepth) return;",
     ),
     "kernels/steps-inl.h": ("return {name, rates, quantize, project, step, list_changes, evaluate, kProjectsAhead};",),
 }

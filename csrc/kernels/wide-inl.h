@@ -30,12 +30,27 @@ struct WideGroup {
   int16_t even[2], odd[2];
 };
 
-// False where they do not fit.
-inline bool take_group(const int32_t* steps, int32_t middle, WideGroup& group) {
-  const auto from_middle = [&](int i) { return static_cast<int16_t>(steps[i] - middle); };
-  group = {{from_middle(0), from_middle(2)}, {from_middle(1), from_middle(3)}};
-  return group.even[0] == steps[0] - middle && group.odd[0] == steps[1] - middle &&
-         group.even[1] == steps[2] - middle && group.odd[1] == steps[3] - middle;
+// Takes the steps of a row, and their sum; beyond its depth, where weights are zero, there are zeros. False where a
+// step less the middle does not fit.
+inline bool take_row(const int32_t* steps, const Projection& projection, WideGroup* groups, int32_t& row_sum) {
+  const int32_t depth = projection.depth, middle = projection.offset;
+  int32_t sum = 0, lost = 0;
+  const auto take = [&](int32_t k) {
+    const int32_t from_middle = steps[k] - middle;
+    const auto taken = static_cast<int16_t>(from_middle);
+    sum += steps[k];
+    lost |= from_middle ^ taken;
+    return taken;
+  };
+  int32_t k = 0;
+  for (; k + kGroup <= depth; k += kGroup) *groups++ = {{take(k), take(k + 2)}, {take(k + 1), take(k + 3)}};
+  for (; k < projection.padded_depth; k += kGroup) {
+    int16_t rest[kGroup] = {};
+    for (int32_t i = 0; i < depth - k; ++i) rest[i] = take(k + i);
+    *groups++ = {{rest[0], rest[2]}, {rest[1], rest[3]}};
+  }
+  row_sum = sum;
+  return lost == 0;
 }
 
 template <class Vector, int kTileRows, int kTileVectors>
@@ -97,43 +112,42 @@ template <class Dot>
 class WideSums {
  public:
   WideSums(const Projection& projection, const void* operand, size_t stride, size_t rows, const Walk&, void* scratch)
-      : projection_(projection),
-        operand_(static_cast<const char*>(operand)),
-        stride_(stride),
-        fits_(projection.depth <= kMaxWideDepth) {
-    if (!fits_) return;
+      : projection_(projection), operand_(static_cast<const char*>(operand)), stride_(stride) {
+    if (projection.depth > kMaxWideDepth) return;
     const size_t groups = projection.padded_depth / kGroup;
-    auto* split = static_cast<WideGroup*>(scratch);
-    auto* row_sums = reinterpret_cast<int32_t*>(split + rows * groups);
-    for (size_t r = 0; r < rows; ++r) {
-      const auto* steps = reinterpret_cast<const int32_t*>(operand_ + r * stride);
-      for (size_t g = 0; g < groups; ++g)
-        fits_ &= take_group(steps + g * kGroup, projection.offset, split[r * groups + g]);
-      row_sums[r] = 0;
-      for (int32_t k = 0; k < projection.depth; ++k) row_sums[r] += steps[k];
-    }
+    auto* taken = static_cast<WideGroup*>(scratch);
+    auto* row_sums = reinterpret_cast<int32_t*>(taken + rows * groups);
+    auto* fits = reinterpret_cast<bool*>(row_sums + rows);
+    for (size_t r = 0; r < rows; ++r) fits[r] = take_row(steps(r), projection, taken + r * groups, row_sums[r]);
     rows_ = {static_cast<const char*>(scratch), groups * sizeof(WideGroup), row_sums};
+    fits_ = fits;
   }
 
   template <class Sink>
   void operator()(int32_t block, size_t first_row, size_t rows, const Sink& sink) const {
     using V = typename Dot::V;
-    if (fits_) {
-      return sum_all_rows<Dot>(rows_, first_row, rows, BlockWeights(projection_, block), sink);
-    }
-    for (size_t row = first_row; row < first_row + rows; ++row) {
-      float sums[kBlock];
-      scalar_sums(projection_, operand_ + row * stride_, block, sums);
-      for (int column = 0; column < kBlock; column += V::kLanes) sink(row, column, V::load(sums + column));
+    for (size_t row = first_row, end = first_row + rows; row < end;) {
+      const size_t first = row;
+      while (row < end && fits(row)) ++row;
+      sum_all_rows<Dot>(rows_, first, row - first, BlockWeights(projection_, block), sink);
+      for (; row < end && !fits(row); ++row) {
+        float sums[kBlock];
+        scalar_sums(projection_, operand_ + row * stride_, block, sums);
+        for (int column = 0; column < kBlock; column += V::kLanes) sink(row, column, V::load(sums + column));
+      }
     }
   }
 
  private:
+  const int32_t* steps(size_t row) const { return reinterpret_cast<const int32_t*>(operand_ + row * stride_); }
+  bool fits(size_t row) const { return fits_ != nullptr && fits_[row]; }
+
   const Projection& projection_;
   const char* operand_;
   size_t stride_;
-  bool fits_;  // vectors take all rows: not where a grid has 2^16 + 1 values, and its last occurs
   OperandRows rows_{};
+  // Whether vectors take a row: not where its grid has 2^16 + 1 values, and the last occurs. Null: they take none.
+  const bool* fits_ = nullptr;
 };
 
 }  // namespace

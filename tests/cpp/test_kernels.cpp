@@ -37,10 +37,11 @@ struct Operand {
   Operand(Dice& dice, const Projection& projection, const Grid& grid, size_t rows)
       : stride(round_up(projection.padded_depth * operand_item_bytes(projection.sums), kAlign)),
         bytes(zeros(rows * stride)) {
-    for (size_t row = 0; row < rows; ++row) fill(dice, projection.sums, grid, bytes.data() + row * stride);
+    for (size_t row = 0; row < rows; ++row) fill(dice, projection, grid, bytes.data() + row * stride);
   }
 
-  void fill(Dice& dice, Sums sums, const Grid& grid, uint8_t* row) const {
+  void fill(Dice& dice, const Projection& projection, const Grid& grid, uint8_t* row) const {
+    const Sums sums = projection.sums;
     const int64_t kind = dice.integer(0, 4), base = dice.integer(0, 128);
     for (size_t i = 0; i < stride / operand_item_bytes(sums); ++i) {
       const int64_t bytes_of[] = {0, 255, dice.integer(0, 1) * 255, base + dice.integer(0, 127), dice.integer(0, 255)};
@@ -48,7 +49,9 @@ struct Operand {
       if (sums == Sums::kWide) {
         const auto low = static_cast<int64_t>(grid.low), high = static_cast<int64_t>(grid.high);
         const int64_t steps[] = {low, high, dice.chance(0.5) ? low : high, 0, dice.integer(low, high)};
-        reinterpret_cast<int32_t*>(row)[i] = static_cast<int32_t>(steps[kind]);
+        const bool beyond = i >= static_cast<size_t>(projection.depth);  // from which nothing is to be subtracted
+        reinterpret_cast<int32_t*>(row)[i] =
+            beyond ? std::numeric_limits<int32_t>::min() : static_cast<int32_t>(steps[kind]);
       }
       if (sums == Sums::kFloat) {
         reinterpret_cast<float*>(row)[i] = dice.real(-1, 1) * (dice.chance(0.1) ? 1e4f : 1.0f);
