@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.rnn import PackedSequence
 
 States = tuple[Tensor, Tensor]
+Lengths = Tensor | Sequence[int]
 CPU = torch.device("cpu")
 
 _UNSIGNED = (torch.uint8, torch.uint16, torch.uint32, torch.uint64)
@@ -141,6 +142,22 @@ class Shape:
                 raise ValueError(f"{name} must be {list(rows)} for a packed input of {batch} rows, got {list(state.shape)}")
             states.append(_permute(state, order))
         return x, states[0], states[1]
+
+    def unpack_padded(
+        self, input: object, hx: object, lengths: object, device: torch.device = CPU
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor]:
+        """What :meth:`unpack` gives of a padded batch, and the lengths of its rows as :func:`check_lengths` gives them.
+
+        Raises:
+            TypeError, ValueError: as both; an input that has no rows to be of different lengths, or is packed already.
+        """
+        if isinstance(input, PackedSequence):
+            raise ValueError(f"a PackedSequence has lengths of its own: lengths must be None, got {lengths!r}")
+        x, h0, c0 = self.unpack(input, hx, device=device)
+        assert isinstance(input, Tensor)
+        if input.dim() == 2:
+            raise ValueError(f"lengths are those of a batch: input must be 3-D, got 2-D {list(input.shape)}")
+        return x, h0, c0, check_lengths(lengths, x.shape[0], x.shape[1], device)
 
     def repack_packed(self, input: PackedSequence, output: Tensor, h_n: Tensor, c_n: Tensor) -> tuple[PackedSequence, States]:
         """What ``nn.LSTM`` would return for ``input``: packed as it is, the states in the order before it was sorted."""

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from torch_lstm_quant import _direct
-from torch_lstm_quant.call_forms import States, check_lengths
+from torch_lstm_quant.call_forms import Lengths, States
 from torch_lstm_quant.cell import Cell
 from torch_lstm_quant.packed_cells import INTEGERS, PackedCells
 
@@ -40,7 +40,7 @@ class LSTM(PackedCells):
         self.dropout = dropout
 
     def forward(
-        self, input: Tensor | PackedSequence, hx: States | None = None, lengths: Tensor | Sequence[int] | None = None
+        self, input: Tensor | PackedSequence, hx: States | None = None, lengths: Lengths | None = None
     ) -> tuple[Tensor | PackedSequence, States]:
         """``output, (h_n, c_n)`` as ``nn.LSTM`` returns them, all float32.
 
@@ -63,17 +63,14 @@ class LSTM(PackedCells):
         if direct is not None:
             return direct
         shape, device = self._shape, self.packed().device
+        if lengths is not None:
+            x, h0, c0, lengths = shape.unpack_padded(input, hx, lengths, device)
+            return shape.repack(x.dim(), *self._run(x, h0, c0, lengths=lengths))
         if isinstance(input, PackedSequence):
-            if lengths is not None:
-                raise ValueError(f"a PackedSequence has lengths of its own: lengths must be None, got {lengths!r}")
             x, h0, c0 = shape.unpack_packed(input, hx, device=device)
             return shape.repack_packed(input, *self._run(x, h0, c0, batch_sizes=input.batch_sizes))
         x, h0, c0 = shape.unpack(input, hx, device=device)
-        if lengths is not None:
-            if input.dim() == 2:
-                raise ValueError(f"lengths are those of a batch: input must be 3-D, got 2-D {list(input.shape)}")
-            lengths = check_lengths(lengths, x.shape[0], x.shape[1], device)
-        return shape.repack(input.dim(), *self._run(x, h0, c0, lengths=lengths))
+        return shape.repack(input.dim(), *self._run(x, h0, c0))
 
     def forward_integers(
         self, input: Tensor | PackedSequence, hx: States | None = None

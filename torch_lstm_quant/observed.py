@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.ao.quantization import PlaceholderObserver, QConfig, default_weight_observer
 from torch.fx import GraphModule
-from torch.nn.utils.rnn import PackedSequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from torch_lstm_quant.call_forms import Shape, States
+from torch_lstm_quant.call_forms import Lengths, Shape, States
 from torch_lstm_quant.cell_graph import GATE_NAMES, OBSERVER, ObservedLinear, convert_cell, observe_cell, part_of
 from torch_lstm_quant.cell_stack import assemble, cell_name, cells_of, float_cell, run_cells
 from torch_lstm_quant.observed_grid import without_warning
@@ -72,7 +72,12 @@ class ObservedLSTM(torch.ao.nn.quantizable.LSTM):
         observed.register_buffer("calls", torch.zeros((), dtype=torch.int64))
         return observed.train(other.training)
 
-    def forward(self, input: Tensor | PackedSequence, hx: States | None = None) -> tuple[Tensor | PackedSequence, States]:
+    def forward(
+        self, input: Tensor | PackedSequence, hx: States | None = None, lengths: Lengths | None = None
+    ) -> tuple[Tensor | PackedSequence, States]:
+        """As the fused LSTM's: with ``lengths`` no observer sees what a row has beyond its own."""
+        if lengths is not None:
+            return _run_padded(self, input, hx, lengths)
         x, h0, c0 = _unpack(self, input, hx)
         _check_finite(self.where, x, h0, c0)
         self.calls += 1
@@ -103,7 +108,12 @@ class ReferenceLSTM(torch.ao.nn.quantized.LSTM):
         reference: ReferenceLSTM = assemble(cls, other, cell)
         return reference.eval()
 
-    def forward(self, input: Tensor | PackedSequence, hx: States | None = None) -> tuple[Tensor | PackedSequence, States]:
+    def forward(
+        self, input: Tensor | PackedSequence, hx: States | None = None, lengths: Lengths | None = None
+    ) -> tuple[Tensor | PackedSequence, States]:
+        """As the fused LSTM's."""
+        if lengths is not None:
+            return _run_padded(self, input, hx, lengths)
         x, h0, c0 = _unpack(self, input, hx)
         # torch warns that quantized tensors will go: its reference Linear makes one of the weight
         with without_warning("torch.quantize_per_tensor, torch.quantize_per_channel"):
@@ -266,6 +276,18 @@ def _unpack(lstm: nn.Module, input: Tensor | PackedSequence, hx: States | None) 
     """Input and states in one form, as ``Shape`` makes them."""
     shape = Shape.of(lstm)
     return shape.unpack_packed(input, hx) if isinstance(input, PackedSequence) else shape.unpack(input, hx)
+
+
+def _run_padded(
+    lstm: ObservedLSTM | ReferenceLSTM, input: Tensor | PackedSequence, hx: States | None, lengths: Lengths
+) -> tuple[Tensor, States]:
+    """A call with ``lengths`` as one with the PackedSequence of the same rows."""
+    x, _, _, checked = Shape.of(lstm).unpack_padded(input, hx, lengths)
+    if not checked.numel():  # which torch cannot pack
+        return lstm.forward(input, hx)  # type: ignore[return-value]
+    packed, states = lstm.forward(pack_padded_sequence(x, checked, enforce_sorted=False), hx)
+    assert isinstance(packed, PackedSequence)
+    return pad_packed_sequence(packed, lstm.batch_first, total_length=x.shape[0])[0], states
 
 
 def _run(
