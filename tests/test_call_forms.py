@@ -229,6 +229,23 @@ def test_dropout_acts_in_training_only() -> None:
     assert torch.equal(prepared(x)[0], prepared(x)[0])
 
 
+def test_calibrating_with_dropout_is_warned_of_once() -> None:
+    prepared, x = tlq.prepare(nn.LSTM(I, H, 2, dropout=0.5)), torch.randn(T, B, I)
+    message = r"LSTM\(5, 8\): calibrating in training mode, with dropout of 0\.5 .*: call eval\(\) on the prepared model first"
+    with pytest.warns(UserWarning, match=message) as caught:
+        [prepared(x) for _ in range(2)]
+    assert [warning.filename for warning in caught] == [__file__]
+
+
+@pytest.mark.filterwarnings("error", "ignore:torch.ao.quantization is deprecated")
+def test_what_trains_or_drops_nothing_is_not_warned_of() -> None:
+    x, dropping = torch.randn(T, B, I), nn.LSTM(I, H, 2, dropout=0.5)
+    tlq.prepare(dropping).eval()(x)
+    tlq.prepare_qat(dropping)(x)
+    tlq.prepare(dropping, tlq.LSTMQConfig())(x)  # all float32
+    tlq.prepare(nn.LSTM(I, H, 2))(x)
+
+
 def test_a_module_that_is_used_in_two_places_stays_one() -> None:
     lstm = nn.LSTM(I, I)
     model = nn.ModuleDict({"a": lstm, "b": lstm})

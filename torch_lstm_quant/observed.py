@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.ao.quantization import PlaceholderObserver, QConfig, default_weight_observer
+from torch.ao.quantization import FakeQuantizeBase, PlaceholderObserver, QConfig, default_weight_observer
 from torch.fx import GraphModule
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
@@ -39,7 +39,8 @@ FLOAT_LSTMS = (nn.LSTM, nn.LSTMCell)
 class ObservedLSTM(torch.ao.nn.quantizable.LSTM):
     """``nn.LSTM`` with an observer or fake quantize at every part that an ``LSTMQConfig`` names. Made by ``from_float``.
 
-    In training mode (with a ``qat=True`` configuration) it trains; in eval mode its calls are the calibration.
+    In training mode (with a ``qat=True`` configuration) it trains; in eval mode its calls are the calibration. Its first
+    call warns where it would calibrate with dropout.
     """
 
     where: str
@@ -80,6 +81,8 @@ class ObservedLSTM(torch.ao.nn.quantizable.LSTM):
             return _run_padded(self, input, hx, lengths)
         x, h0, c0 = _unpack(self, input, hx)
         _check_finite(self.where, x, h0, c0)
+        if self.training and self.dropout and not self.calls:
+            _warn_of_dropout(self)
         self.calls += 1
         dropout = self.dropout if self.training else 0.0
         with _ready_to_run(self):
@@ -345,6 +348,18 @@ def _check_finite(where: str, x: Tensor, h0: Tensor | None, c0: Tensor | None) -
     for name, value in (("input", x), ("h_0", h0), ("c_0", c0)):
         if value is not None and not torch.isfinite(value).all():
             raise ValueError(f"{where}: {name} must be finite during calibration and training, got NaN or infinities")
+
+
+def _warn_of_dropout(observed: ObservedLSTM) -> None:
+    """What calibrates has observers alone: dropout is for training, with fake quantizes."""
+    observers = [observer for _, observer in observers_of(observed)]
+    if observed.num_layers > 1 and observers and not any(isinstance(observer, FakeQuantizeBase) for observer in observers):
+        warnings.warn(
+            f"{observed.where}: calibrating in training mode, with dropout of {observed.dropout} between its layers, finds "
+            "ranges of what inference never sees: call eval() on the prepared model first, or to train it take a "
+            "configuration with qat=True",
+            stacklevel=5,  # whoever calls the LSTM
+        )
 
 
 def _check_parameters(lstm: FloatLSTM, where: str) -> None:

@@ -67,7 +67,15 @@ def quantize(
 def prepare(model: nn.Module, qconfig: QConfigs | None = None) -> nn.Module:
     """A copy of ``model`` with an observer or fake quantize at every part of its LSTMs and LSTM cells.
 
-    Call it on calibration data in eval mode (or train it, with a ``qat=True`` configuration), then ``convert`` it.
+    ::
+
+        prepared = prepare(model).eval()
+        for batch in calibration_batches:
+            prepared(batch)
+        quantized = convert(prepared)
+
+    The copy is in the mode of ``model``, as torch.ao's is: without ``eval()`` dropout and batch norm act as in training
+    while it calibrates. (With a ``qat=True`` configuration it can be trained: see :func:`prepare_qat`.)
 
     Args:
         model, qconfig: as for :func:`quantize`.
