@@ -24,7 +24,7 @@ _LOWEST = -64
 
 
 class LossWarning(UserWarning):
-    """A part's grid loses the signal that calibration saw."""
+    """A part's grid loses the signal that calibration saw, or calibration saw none that could give it a range."""
 
 
 def watch(cell: nn.Module) -> nn.Module:
@@ -54,7 +54,9 @@ def losses(cell: nn.Module, place: str) -> Iterator[str]:
             if found.quant_max - found.quant_min > MAX_STEPS:
                 continue  # a grid without limits
             grid = QParams(float(found.scale), int(found.zero_point), found.quant_min, found.quant_max)
-            loss = describe_loss(part, histogram, grid, _flat_beyond(part, observer))
+            loss = _describe_single_value(part, observer, grid) or describe_loss(
+                part, histogram, grid, _flat_beyond(part, observer)
+            )
             if loss:
                 yield f"{place}, {loss}"
 
@@ -65,6 +67,24 @@ def _flat_beyond(part: str, observer: nn.Module) -> float:
     if cut is not None:
         return float(cut)
     return FLAT if part_of(part) in ("gates", "tanh_cy_input") else math.inf
+
+
+def _describe_single_value(part: str, observer: nn.Module, grid: QParams) -> str | None:
+    """What is wrong with a range that was found from one value; None where there were more, or the range was given.
+
+    Inside a cell only zeros count: a small cell may well have shown a part one value, but on a range around 0 everything else
+    is lost. (Before the first step all states are 0, so that without states one step shows nothing else.)
+    """
+    low, high = getattr(observer, "min_val", None), getattr(observer, "max_val", None)
+    if low is None or high is None or low.numel() != 1 or not torch.equal(low, high):
+        return None
+    if part == "x":
+        advice = "Calibrate with typical input"
+    elif not low:
+        advice = f"Calibrate with typical input, of more than one step or with states, or set {part}=None (float32)"
+    else:
+        return None
+    return f"part {part}: calibration saw no value but {float(low):g}, and all others are cut off on {grid}. {advice}"
 
 
 class SignalHistogram:
