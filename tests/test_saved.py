@@ -160,6 +160,30 @@ def test_states_of_other_modules_are_refused(name: str) -> None:
         model.load_state_dict({f"rnn.{key}": value for key, value in state().items()})
 
 
+@pytest.mark.parametrize("saved", ["int8", "int8_gates16", "fixed16", "all_int8"])
+@pytest.mark.parametrize("other", ["int8", "int8_gates16"])
+def test_a_state_brings_its_grids_whatever_they_were(saved: str, other: str) -> None:
+    source, target = (tlq.LSTM(random_layers(Dice(seed), I, H, 2, 2, name)) for seed, name in ((3, saved), (4, other)))
+    target.load_state_dict(source.state_dict())
+    assert_same(target, outputs(source))
+    assert str(target) == str(source)
+    assert target.fingerprint() == source.fingerprint()
+
+
+def test_float_weights_are_not_taken_for_integers() -> None:
+    config = tlq.LSTMQConfig.int8()
+    x = torch.randn(T, B, I)
+    integers, floats = (tlq.quantize(nn.LSTM(I, H), [x], c) for c in (config, config.replace(x=None, weight_ih=None)))
+    for target, source, dtypes in (
+        (integers, floats, "int8, got torch.float32"),
+        (floats, integers, "float32, got torch.int8"),
+    ):
+        before = target.fingerprint()
+        with pytest.raises(RuntimeError, match=rf"weight_ih_l0 must be torch.{dtypes}: the state is of another kind of LSTM"):
+            target.load_state_dict(source.state_dict())
+        assert target.fingerprint() == before
+
+
 # Safetensors
 
 
