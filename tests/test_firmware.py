@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -202,6 +203,9 @@ def test_what_cannot_be_exported_is_refused(tmp_path: Path) -> None:
         tlq.export_qparams(module, tmp_path / "lstm", formats=["c"])
     with pytest.raises(ValueError, match=r"without \.json.*got"):
         tlq.export_qparams(module, tmp_path / "lstm.json")
+    missing = re.escape(str(tmp_path / "build"))
+    with pytest.raises(FileNotFoundError, match=f"got '{missing}/lstm': make the folder, pathlib.Path.'{missing}'.*mkdir"):
+        tlq.export_qparams(module, tmp_path / "build/lstm")
     with pytest.raises(ValueError, match="on the meta device"):
         tlq.export_qparams(module.to("meta"), tmp_path / "lstm")
     assert not list(tmp_path.iterdir())

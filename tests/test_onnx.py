@@ -260,6 +260,8 @@ def test_a_path_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     for path in (None, 3, b"lstm.onnx"):
         with pytest.raises(TypeError, match=r"path must be a str or Path, got"):
             tlq.export_onnx(random_module(Dice(0), "int8"), path)  # type: ignore[arg-type]
+    with pytest.raises(FileNotFoundError, match=r"got 'build/lstm.onnx': make the folder, pathlib.Path\('build'\).mkdir"):
+        tlq.export_onnx(random_module(Dice(0), "int8"), "build/lstm.onnx")
     assert not list(tmp_path.iterdir())
 
 

@@ -75,10 +75,11 @@ def test_public_names_are_documented(name: str) -> None:
         assert all(inspect.getdoc(getattr(thing, method)) for method in methods)
 
 
-def test_the_examples_of_the_readme_run() -> None:
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
-    assert len(blocks) >= 3
-    done = run("-c", "\n".join(blocks), OMP_NUM_THREADS="1")
+@pytest.mark.parametrize("page", ["README.md", "docs/audit.md", "docs/export.md", "docs/numerics.md"])
+def test_the_examples_of_a_page_run(page: str, tmp_path: Path) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), flags=re.DOTALL)
+    assert blocks
+    done = run("-c", "\n".join(blocks), cwd=tmp_path, OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT))
     assert done.returncode == 0, done.stderr
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -117,3 +118,10 @@ def check_fused(module: object, caller: str) -> Fused:
     advice = f"pass one of its fused LSTMs: {', '.join(found)}" if found else "quantize(...) or lower(...) makes one"
     name = f"torch.nn.{type(module).__name__}" if isinstance(module, (nn.LSTM, nn.LSTMCell)) else type(module).__name__
     raise TypeError(f"{caller} takes a fused torch_lstm_quant.LSTM or LSTMCell, got {name}: {advice}")
+
+
+def check_folder(path: Path) -> None:
+    """Raise a FileNotFoundError that names the folder unless ``path`` can be written there."""
+    if not path.parent.is_dir():
+        made = f"pathlib.Path({str(path.parent)!r}).mkdir(parents=True)"
+        raise FileNotFoundError(f"path must lie in a folder that exists, got {str(path)!r}: make the folder, {made}")

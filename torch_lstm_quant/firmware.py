@@ -12,7 +12,7 @@ from torch import Tensor
 
 from torch_lstm_quant.c_header import c_header
 from torch_lstm_quant.cell import Cell
-from torch_lstm_quant.exported_cell import Function, Fused, Projection, check_fused, functions, projections
+from torch_lstm_quant.exported_cell import Function, Fused, Projection, check_folder, check_fused, functions, projections
 from torch_lstm_quant.qparams import GATES, GRID_FIELDS, PER_GATE_PARTS, SECOND_GRIDS, QParams
 
 FORMAT_VERSION = 2
@@ -39,6 +39,7 @@ def export_qparams(module: Fused, path: str | Path, *, formats: Sequence[str] = 
     Raises:
         TypeError: ``module`` is no fused LSTM.
         ValueError: an unknown format, a path that ends in one, or for a C header, one whose last part is no C identifier.
+        FileNotFoundError: the folder of ``path`` does not exist.
         ImportError: there is no NumPy, which writes npz files.
     """
     module = check_fused(module, "export_qparams")
@@ -47,6 +48,7 @@ def export_qparams(module: Fused, path: str | Path, *, formats: Sequence[str] = 
     path = Path(path)
     if path.suffix[1:] in FORMATS or not path.name:
         raise ValueError(f"path must be a name without {path.suffix or 'a suffix'}, which is added to it, got {str(path)!r}")
+    check_folder(path)
     document, arrays = describe(module)
     written = []
     for suffix in dict.fromkeys(formats):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from torch_lstm_quant.exported_cell import Fused, check_fused
+from torch_lstm_quant.exported_cell import Fused, check_folder, check_fused
 from torch_lstm_quant.modules import LSTM, LSTMCell
 from torch_lstm_quant.onnx_cell import add_layers, add_step
 from torch_lstm_quant.onnx_graph import OPSET, Graph, require_onnx
@@ -46,11 +46,13 @@ def export_onnx(
     Raises:
         ImportError: there is no ``onnx``, or, for a model, no ``onnxscript``.
         TypeError: not a module; a path that is none; ``args`` that are missing, or given for a fused LSTM.
+        FileNotFoundError: the folder of ``path`` does not exist.
         ValueError: a model without a fused LSTM, or with one that ONNX cannot express: the message names it. A subclass of the
             fused LSTM with a ``forward`` of its own.
     """
     if not isinstance(path, (str, PathLike)):
         raise TypeError(f"path must be a str or Path, got {path!r}")
+    check_folder(Path(path))
     if isinstance(model_or_module, (LSTM, LSTMCell)):
         if args is not None or options:
             given = ", ".join(["args"] * (args is not None) + list(options))
