@@ -185,6 +185,15 @@ def test_headers_of_two_models_go_together(tmp_path: Path) -> None:
     assert subprocess.run([str(tmp_path / "all")], check=False).returncode == 0
 
 
+def test_a_header_that_is_not_used_gives_no_warning(tmp_path: Path) -> None:
+    tlq.export_qparams(tlq.LSTM(random_layers(Dice(0), 3, 4, 1, 1, "int8")), tmp_path / "model", formats=["h"])
+    (tmp_path / "main.c").write_text('#include "model.h"\nint main(void) { return 0; }\n')
+    strict = ("-std=c99", "-pedantic", "-Wall", "-Wextra", "-Wunused-const-variable=2", "-Werror")
+    compiled = [COMPILER, *strict, str(tmp_path / "main.c"), "-o", str(tmp_path / "main")]
+    done = subprocess.run(compiled, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("name", ["7_segments", "my-model", "模型", "lstmq", "lstmq_model"])
 def test_a_header_needs_the_name_of_a_variable(name: str, tmp_path: Path) -> None:
     module = tlq.LSTM(random_layers(Dice(5), 3, 4, 1, 1, "all_int8"))

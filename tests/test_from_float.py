@@ -376,7 +376,9 @@ def test_messages_name_layer_and_direction() -> None:
         ({"l0": PLAIN}, "qparams must have all of l0, l0_reverse, or '' for the rest, got 'l0'"),
         ({}, "qparams must have all of l0, l0_reverse, or '' for the rest, got none"),
         ({"": PLAIN, "l1": PLAIN}, "qparams must be for l0, l0_reverse, or '' for the rest, got 'l1'"),
-        (PLAIN, "qparams must be for l0, .*, got 'x'"),
+        (PLAIN, "qparams must be for l0, .*, got a part, 'x': put the grids of a cell under its name, {\"\": grids}"),
+        ({"gates.cell_gate": None}, "got a part, 'gates.cell_gate': put"),
+        (CellQParams(), 'to their grids, got a CellQParams: put the grids of a cell under its name, {"": grids}'),
         ([PLAIN], r"qparams must be a dict from cells \(l0, l0_reverse, or '' for the rest\) to their grids, got"),
         ({"": [PLAIN]}, "layer 0, forward direction: needs a dict from parts to grids, or a CellQParams, got"),
     ],
@@ -387,8 +389,11 @@ def test_cells_that_are_missing_or_are_none_are_refused(qparams: Any, message: s
 
 
 def test_lstms_that_cannot_be_quantized_are_refused() -> None:
-    with pytest.raises(TypeError, match=r"module must be an nn\.LSTM, got GRU"):
+    with pytest.raises(TypeError, match=r"takes one nn\.LSTM or nn\.LSTMCell, got GRU: other modules cannot"):
         tlq.from_float(nn.GRU(5, 8), {"": PLAIN})  # type: ignore[arg-type]
+    model = nn.ModuleDict({"head": nn.Linear(2, 2), "first": nn.LSTM(5, 8), "second": nn.LSTMCell(8, 8)})
+    with pytest.raises(TypeError, match=r"got ModuleDict: pass one of its LSTMs, and put .* in its place: first, second"):
+        tlq.from_float(model, {"": PLAIN})  # type: ignore[arg-type]
     lstm = nn.LSTM(5, 8)
     lstm.bias_ih_l0.data[3] = math.nan
     with pytest.raises(ValueError, match="bias_ih_l0 must be finite"):

@@ -309,6 +309,13 @@ def test_whoever_watches_sees_the_operator() -> None:
     assert "torch_lstm_quant::lstm" in str(traced.graph)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_scripting_says_what_to_use_in_its_place() -> None:
+    for module in (fused(), nn.Sequential(fused()), tlq.LSTMCell(random_layers(Dice(5), I, H, 1, 1, "int8")[0][0])):
+        with pytest.raises(TypeError, match=r"got a fused LSTM(Cell)?: use torch\.jit\.trace or torch\.export\.export"):
+            torch.jit.script(module)
+
+
 @pytest.mark.parametrize("batch_first", [False, True])
 @pytest.mark.parametrize("with_states", [False, True])
 @pytest.mark.parametrize("inference", [False, True])

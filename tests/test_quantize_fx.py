@@ -182,6 +182,25 @@ def test_an_lstm_that_no_batch_reached() -> None:
     assert type(quantized.second) is nn.LSTM
 
 
+class Guarded(Model):
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dim() != 3:
+            raise TypeError("of the model's own")
+        return super().forward(x)
+
+
+def test_batches_with_labels_are_refused() -> None:
+    labels, advice = torch.zeros(3), r"of a loader's \(input, label\) pairs pass the inputs alone"
+    for batch in ((X, labels), [X, labels], ()):
+        message = rf"a batch that is a tuple or list holds the model's arguments, \(x\), got {len(batch)}: {advice}"
+        with pytest.raises(TypeError, match=message) as refused:
+            tlq.quantize(Guarded(), [batch])
+        assert isinstance(refused.value.__cause__, TypeError)
+    with pytest.raises(TypeError, match=r"^of the model's own$"):
+        tlq.quantize(Guarded(), [(X[0],)])
+    tlq.quantize(Guarded(), (x for x, label in [(X, labels)]))
+
+
 def test_models_without_lstms() -> None:
     with pytest.raises(ValueError, match="must contain a module of class LSTM or LSTMCell: found no LSTM, only Linear"):
         tlq.quantize(nn.Linear(5, 2), [X])

@@ -60,6 +60,16 @@ def test_saved_by_torch_and_by_pickle() -> None:
     tlq.Stream(loaded, 2).restore(saved)
 
 
+def test_rows_that_were_saved_need_to_be_told_where_to_go() -> None:
+    stream = started(fused())
+    before = stream.state()
+    with pytest.raises(ValueError, match=r"saved h must be \[1, 5, 6\].*got \[1, 2, 6\]: say with rows=.* which rows take"):
+        stream.restore(stream.save(rows=[3, 1]))
+    assert same_states(stream, before)
+    stream.restore(stream.save(rows=[3, 1]), rows=[3, 1])
+    assert same_states(stream, before)
+
+
 def test_what_is_saved_does_not_change() -> None:
     stream = started(fused())
     saved, before = stream.save(), stream.state()
@@ -116,6 +126,11 @@ BAD_SAVED: dict[str, tuple[Callable[[dict[str, Any]], object], type[Exception], 
         lambda saved: saved | {"h": saved["h"][:, :1]},
         ValueError,
         r"h must be \[2, 2, 6\].*got \[2, 1, 6\]",
+    ),
+    "more rows": (
+        lambda saved: {name: value.repeat(1, 2, 1) if name in "hc" else value for name, value in saved.items()},
+        ValueError,
+        r"got \[2, 4, 6\]: say with rows=\[...\] which rows take what was saved, as many as save\(rows=\[...\]\) was given$",
     ),
     "fewer layers": (lambda saved: saved | {"c": saved["c"][:1]}, ValueError, r"saved c must be \[2, 2, 6\].*got \[1, 2, 6\]"),
     "fewer units": (lambda saved: saved | {"c": saved["c"][..., :3]}, ValueError, r"got \[2, 2, 3\]"),

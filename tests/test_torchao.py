@@ -109,6 +109,19 @@ def test_a_model_that_is_itself_an_lstm_is_refused() -> None:
         quantize_(nn.LSTM(5, 8), LSTMConfig(), is_lstm)
 
 
+@pytest.mark.parametrize("step", ["prepare", "convert"])
+def test_a_model_with_nothing_to_do_is_refused(step: Any) -> None:
+    fused = tlq.quantize(Model(), BATCHES)
+    cases = {r"encoder\.lstm is an LSTM, which is fused already": fused, "found no LSTM, only Linear": nn.Linear(5, 2)}
+    for found, model in cases.items():
+        with pytest.raises(ValueError, match=f"must contain an LSTM that is float or was prepared: {found}"):
+            quantize_(model, LSTMConfig(step=step), is_lstm)
+    mixed = nn.ModuleDict({"fused": fused, "new": nn.LSTM(5, 8)})
+    quantize_(mixed, LSTMConfig(), is_lstm)
+    assert isinstance(mixed["new"], ObservedLSTM)
+    assert isinstance(mixed["fused"].decoder, tlq.LSTM)
+
+
 @pytest.mark.parametrize(
     ("step", "filter_fn", "message"),
     [

@@ -15,6 +15,12 @@ _TYPES = """\
 #ifndef LSTMQ_TYPES
 #define LSTMQ_TYPES
 
+#ifdef __GNUC__
+#define LSTMQ_UNUSED __attribute__((unused)) /* no warning where a file includes a model and does not use it */
+#else
+#define LSTMQ_UNUSED
+#endif
+
 /* q = clamp(round to even(v * inv_scale) + zero_point, quant_min, quant_max); v = (q - zero_point) * scale.
    All zero: the part stays float32. */
 typedef struct {
@@ -98,7 +104,7 @@ def c_header(name: str, document: Mapping[str, Any], arrays: Mapping[str, Tensor
         _TYPES,
         *(_array(f"{prefix}_{key}", array) for key, array in arrays.items()),
         f"static const lstmq_cell {prefix}_cells[] = {{\n{cells}}};\n",
-        f"static const lstmq_model {prefix}_model = {model};\n",
+        f"LSTMQ_UNUSED static const lstmq_model {prefix}_model = {model};\n",
         f"#endif /* {guard} */\n",
     ]
     return "\n".join(lines)

@@ -12,8 +12,8 @@ from torch_lstm_quant.cell_stack import assemble, cell_name, float_cell
 from torch_lstm_quant.custom_config import check_backend
 from torch_lstm_quant.given_grids import constructors_of
 from torch_lstm_quant.lowering import lower_module
-from torch_lstm_quant.observed import FloatLSTM, ReferenceLSTM, ReferenceLSTMCell, check_float_lstm
-from torch_lstm_quant.qparams import WEIGHTS, CellQParams, own_parts
+from torch_lstm_quant.observed import FLOAT_LSTMS, FloatLSTM, ReferenceLSTM, ReferenceLSTMCell, check_float_lstm
+from torch_lstm_quant.qparams import PARTS, WEIGHTS, CellQParams, own_parts
 
 
 def from_float(lstm: FloatLSTM, qparams: Mapping[str, CellQParams | Mapping[str, Any]], backend: str = "fused") -> nn.Module:
@@ -60,6 +60,7 @@ def from_float(lstm: FloatLSTM, qparams: Mapping[str, CellQParams | Mapping[str,
             have, or grids that are missing, unknown, contradictory or impossible: the message names layer, direction and part.
     """
     check_backend(backend)
+    _check_is_lstm(lstm)
     where = check_float_lstm(lstm)
     given = _by_cell(_names(lstm), qparams, where)
 
@@ -94,14 +95,29 @@ def _name(layer: int, direction: int) -> str:
     return f"l{layer}_reverse" if direction else f"l{layer}"
 
 
+def _check_is_lstm(lstm: object) -> None:
+    if isinstance(lstm, FLOAT_LSTMS):
+        return
+    advice = "other modules cannot be quantized so"
+    if isinstance(lstm, nn.Module):
+        found = [path for path, module in lstm.named_modules() if isinstance(module, FLOAT_LSTMS)]
+        advice = f"pass one of its LSTMs, and put the result in its place: {', '.join(found)}" if found else advice
+    raise TypeError(f"from_float takes one nn.LSTM or nn.LSTMCell, got {type(lstm).__name__}: {advice}")
+
+
 def _by_cell(cells: list[str], qparams: object, where: str) -> dict[str, Any]:
     """What is given for each of the cells."""
     needed = "'' for the cell" if cells == [""] else f"{', '.join(cells)}, or '' for the rest"
+    advice = 'put the grids of a cell under its name, {"": grids}'
+    if isinstance(qparams, CellQParams):
+        raise TypeError(f"{where}: qparams must be a dict from cells ({needed}) to their grids, got a CellQParams: {advice}")
     if not isinstance(qparams, Mapping):
         raise TypeError(f"{where}: qparams must be a dict from cells ({needed}) to their grids, got {qparams!r}")
     for name in qparams:
         if name != "" and name not in cells:
-            raise ValueError(f"{where}: qparams must be for {needed}, got {name!r}")
+            is_part = isinstance(name, str) and name.partition(".")[0] in (*PARTS, *WEIGHTS)
+            got = f"a part, {name!r}: {advice}" if is_part else repr(name)
+            raise ValueError(f"{where}: qparams must be for {needed}, got {got}")
     for name in cells:
         if name not in qparams and "" not in qparams:
             got = ", ".join(map(repr, qparams)) or "none"

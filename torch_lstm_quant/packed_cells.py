@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -164,6 +164,12 @@ class PackedCells(nn.Module):
                 return None
             self._bound = place, ops.bind(_direct.bind_layers, packed)
         return self._bound[1]
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        raise TypeError(
+            f"torch.jit.script cannot compile the call forms of nn.LSTM, got a fused {type(self).__name__}: use "
+            "torch.jit.trace or torch.export.export, which take models that contain one"
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         # what is bound holds addresses, what is known a tensor

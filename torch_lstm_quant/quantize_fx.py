@@ -7,7 +7,8 @@ For models that are quantized as a whole, ``custom_config`` has what ``prepare_f
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -214,9 +215,30 @@ def _call(model: nn.Module, batch: Any) -> None:
     if isinstance(batch, Mapping):
         model(**batch)
     elif isinstance(batch, (tuple, list)) and not isinstance(batch, PackedSequence):
-        model(*batch)
+        try:
+            model(*batch)
+        except TypeError as error:
+            _check_arguments(model, batch, error)
+            raise
     else:
         model(batch)
+
+
+def _check_arguments(model: nn.Module, batch: Sequence[Any], error: TypeError) -> None:
+    """Say what a batch is where ``error`` came of a number of arguments that the model does not take."""
+    try:
+        signature = inspect.signature(model.forward)
+    except (TypeError, ValueError):  # of a forward that is not Python's
+        return
+    try:
+        signature.bind(*batch)
+    except TypeError:
+        names = ", ".join(signature.parameters)
+        raise TypeError(
+            f"a batch that is a tuple or list holds the model's arguments, ({names}), got {len(batch)}: of a loader's "
+            "(input, label) pairs pass the inputs alone, (x for x, label in loader); put one argument that is a tuple into "
+            "another, (argument,)"
+        ) from error
 
 
 def _with_progress(batches: Iterable[Any], progress: bool | None) -> Iterable[Any]:

@@ -16,6 +16,8 @@ from torch_lstm_quant.modules import LSTM, LSTMCell
 
 _FORM = "[{rows}, {size}] (one step) or [T, {count}, {size}] (a chunk, steps first)"
 
+_OTHER_ROWS = ": say with rows=[...] which rows take what was saved, as many as save(rows=[...]) was given"
+
 _FLOAT32 = (torch.float32,)
 _MOST_ROWS = 1 << 24  # csrc/blob.h: no product of sizes overflows
 
@@ -143,7 +145,8 @@ class Stream(_direct.Stream):
                 format. The stream stays as it was.
             RuntimeError: the stream is being used by another thread.
         """
-        self._set(("saved h", "saved c"), saved_states.load(saved, self._fingerprint), self._numbers(rows))
+        states = saved_states.load(saved, self._fingerprint)
+        self._set(("saved h", "saved c"), states, self._numbers(rows), _OTHER_ROWS)
 
     def __repr__(self) -> str:
         proj = f", proj_size={self.proj_size}" if self.proj_size else ""
@@ -187,10 +190,10 @@ class Stream(_direct.Stream):
         rows = self.num_layers, self.batch_size if numbers is None else len(numbers)
         return [*rows, self._h_size], [*rows, self.hidden_size]
 
-    def _set(self, names: tuple[str, str], states: tuple[object, object], numbers: list[int] | None) -> None:
+    def _set(self, names: tuple[str, str], states: tuple[object, object], numbers: list[int] | None, advice: str = "") -> None:
         shapes = self._state_shapes(numbers)
         widths = "proj_size" if self.proj_size else "hidden_size", "hidden_size"
-        h, c = (_plain_state(*state) for state in zip(names, states, shapes, widths, strict=True))
+        h, c = (_plain_state(*state, advice) for state in zip(names, states, shapes, widths, strict=True))
         self._set_state(h.data_ptr(), c.data_ptr(), h.numel(), c.numel(), numbers)
 
     def _run_unusual(self, x: Tensor, out: Tensor | None, rows: Rows | None) -> Tensor:
@@ -229,12 +232,12 @@ def _number(row: Any) -> int:
     raise TypeError(f"rows must be ints, got {row!r}")
 
 
-def _plain_state(name: str, state: object, needed: list[int], width: str) -> Tensor:
-    """A plain copy of ``state``, if it is float32 of that shape, of which ``width`` is the last size."""
+def _plain_state(name: str, state: object, needed: list[int], width: str, advice: str) -> Tensor:
+    """A plain copy of ``state``, if it is float32 of that shape, of which ``width`` is the last size; ``advice`` if not."""
     check_tensor(name, state, _FLOAT32, CPU)
     assert isinstance(state, Tensor)
     if list(state.shape) != needed:
-        raise ValueError(f"{name} must be {needed} (num_layers, rows, {width}), got {list(state.shape)}")
+        raise ValueError(f"{name} must be {needed} (num_layers, rows, {width}), got {list(state.shape)}{advice}")
     plain = state.clone(memory_format=torch.contiguous_format)
     _check_memory(name, plain)
     return plain

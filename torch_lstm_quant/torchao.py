@@ -23,6 +23,7 @@ from torch import nn
 from torch_lstm_quant.custom_config import Backend, Converter
 from torch_lstm_quant.observed import FLOAT_LSTMS, OBSERVED_LSTMS, observe
 from torch_lstm_quant.qconfig import LSTMQConfig
+from torch_lstm_quant.stages import what_was_found
 
 try:
     from torchao.core.config import AOBaseConfig
@@ -68,9 +69,11 @@ def is_lstm(module: nn.Module, fqn: str) -> bool:
     """The ``filter_fn`` for :class:`LSTMConfig`: float LSTMs and LSTM cells, and prepared ones.
 
     Raises:
-        ValueError: the model itself is one, which ``quantize_`` would leave as it is without a word.
+        ValueError: the model itself is one, or has none, which ``quantize_`` would leave as it is without a word.
     """
     found = isinstance(module, (*FLOAT_LSTMS, *OBSERVED_LSTMS))
+    if not fqn and not any(isinstance(child, (*FLOAT_LSTMS, *OBSERVED_LSTMS)) for child in module.modules()):
+        raise ValueError(f"the model must contain an LSTM that is float or was prepared: {what_was_found(module)}")
     if found and not fqn:
         raise ValueError(
             f"quantize_ replaces modules within a model, got a bare {type(module).__name__}: put it into a module, or use "
