@@ -23,7 +23,8 @@ def fused() -> tlq.LSTM:
 
 def test_sizes_that_are_not_the_streams_do_not_reach_other_memory() -> None:
     stream = tlq.Stream(fused(), B)
-    stream.batch_size = 3 * B  # more than there is, so that a failure of this test does no harm
+    # more than there is, so that a failure of this test does no harm; type checkers refuse it
+    stream.batch_size = 3 * B  # type: ignore[misc]
     states = torch.zeros(1, 3 * B, H), torch.zeros(1, 3 * B, H)
     for use in (stream.state, stream.reset, lambda: stream.reset(states)):
         with pytest.raises(RuntimeError, match="have 12 and 12 values, got 36 and 36"):

@@ -18,6 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import torch_lstm_quant as tlq
 from torch_lstm_quant import ops
+from torch_lstm_quant.call_forms import INTEGER_DTYPES
 
 # how many random schedules each ISA and thread count runs
 SCHEDULES = int(os.environ.get("STREAM_TEST_SCHEDULES", 40))
@@ -109,6 +110,8 @@ def test_numbers_of_other_kinds() -> None:
     module, x = fused(), torch.randn(2, I)
     want = module(x[None])[0][0]
     assert equal(tlq.Stream(module, B)(x, rows=[numpy.int32(4), torch.tensor(1)]), want)
+    for dtype in INTEGER_DTYPES:  # those that lengths= takes
+        assert equal(tlq.Stream(module, B)(x, rows=torch.tensor([4, 1]).to(dtype)), want)
     assert equal(tlq.Stream(module, B)(x, rows=torch._neg_view(torch.tensor([-4, -1]))), want)
 
 
@@ -129,12 +132,12 @@ BAD_ROWS: dict[str, tuple[Any, type[Exception], str]] = {
     "without a value": ([torch.tensor(1, device="meta"), 0], TypeError, "rows must be ints, got tensor"),
     "strings": (["a", "b"], TypeError, "rows must be ints, got 'a'"),
     "None inside": ([None, 0], TypeError, "rows must be ints, got None"),
-    "a string": ("01", TypeError, "rows must be a list of ints or an int64 tensor, got str"),
+    "a string": ("01", TypeError, "rows must be a list of ints or a tensor of integers, got str"),
     "one int": (3, TypeError, "got int"),
     "a set": ({0, 1}, TypeError, "got set"),
     "a mask": (torch.tensor([True, False]), TypeError, r"got a mask of torch.bool: pass mask.nonzero\(\)"),
-    "int32": (torch.tensor([0, 1], dtype=torch.int32), TypeError, "rows must be torch.int64, got torch.int32"),
-    "float tensor": (torch.tensor([0.0, 1.0]), TypeError, "got torch.float32"),
+    "float tensor": (torch.tensor([0.0, 1.0]), TypeError, "rows must be integers, got torch.float32"),
+    "too large in uint64": (torch.tensor([1 << 63], dtype=torch.uint64), ValueError, f"got {1 << 63}"),
     "2-D": (torch.tensor([[0, 1]]), ValueError, r"rows must be one-dimensional, got \[1, 2\]"),
     "0-D": (torch.tensor(0), ValueError, r"got \[\]"),
     "meta": (torch.tensor([0, 1], device="meta"), TypeError, "rows must be on the cpu device, got a tensor on meta"),

@@ -19,7 +19,7 @@ Lengths = Tensor | Sequence[int]
 CPU = torch.device("cpu")
 
 _UNSIGNED = (torch.uint8, torch.uint16, torch.uint32, torch.uint64)
-_LENGTHS = (torch.int8, torch.int16, torch.int32, torch.int64, *_UNSIGNED)
+INTEGER_DTYPES = (torch.int8, torch.int16, torch.int32, torch.int64, *_UNSIGNED)
 
 
 @dataclass(frozen=True)
@@ -276,7 +276,7 @@ def check_lengths(lengths: object, steps: int, rows: int, device: torch.device) 
         if any(value.bit_length() > 63 for value in values):  # more than int64 holds
             raise _out_of_range(steps, min(values), max(values))
         lengths = torch.tensor(values, dtype=torch.int64)
-    if lengths.dtype not in _LENGTHS:
+    if lengths.dtype not in INTEGER_DTYPES:
         raise TypeError(f"lengths must be integers, got {lengths.dtype}")
     if lengths.layout != torch.strided or lengths.is_nested:
         raise TypeError(f"lengths must be a dense tensor, got {'a nested one' if lengths.is_nested else lengths.layout}")

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 
 from torch_lstm_quant import _direct, ops, saved_states
-from torch_lstm_quant.call_forms import CPU, States, check_tensor, is_bool, split_states
+from torch_lstm_quant.call_forms import CPU, INTEGER_DTYPES, States, check_tensor, is_bool, split_states
 from torch_lstm_quant.modules import LSTM, LSTMCell
 
 _FORM = "[{rows}, {size}] (one step) or [T, {count}, {size}] (a chunk, steps first)"
@@ -39,8 +39,8 @@ class Stream(_direct.Stream):
       ``batch_first``.
     - ``out``: where to write what is returned, float32 and contiguous, without overlap with ``x``; None: a new tensor.
       Autograd does not see the writing, so it should not be a tensor that a backward pass still needs.
-    - ``rows``: which row of the stream each row of ``x`` is for, a list of ints or an int64 tensor, in any order, each once;
-      or none at all. The others stay as they are, and cost nothing. None: all.
+    - ``rows``: which row of the stream each row of ``x`` is for, a list of ints or a tensor of integers, in any order, each
+      once; or none at all. The others stay as they are, and cost nothing. None: all.
 
     So a server gives each caller a row, and each step the callers that have sent something. A row's values do not depend on
     which others go on with it. ``reset(rows=[row])`` makes a row anew for the next caller; ``save`` and ``restore`` move one
@@ -82,11 +82,11 @@ class Stream(_direct.Stream):
             raise ValueError(f"batch_size must be at least 1 and at most {_MOST_ROWS}, got {batch_size}")
         # first, as it refuses a second time; a copy, as share_memory_() would take the memory away
         ops.bind(self._bind, module.packed().clone(), batch_size)
-        self.input_size = module.input_size
-        self.hidden_size = module.hidden_size
-        self.num_layers = module.num_layers
-        self.proj_size = module.proj_size
-        self.batch_size = batch_size
+        self.input_size: Final = module.input_size
+        self.hidden_size: Final = module.hidden_size
+        self.num_layers: Final = module.num_layers
+        self.proj_size: Final = module.proj_size
+        self.batch_size: Final = batch_size
         self._fingerprint = module.fingerprint()
 
     def reset(self, hx: States | None = None, rows: Rows | None = None) -> None:
@@ -95,7 +95,7 @@ class Stream(_direct.Stream):
         Args:
             hx: the states to go on from, ``(h_0, c_0)``, each float32 ``[num_layers, batch_size, hidden_size]``, with ``rows``
                 ``[num_layers, len(rows), hidden_size]``, ``h_0`` ``proj_size`` wide where there is one; None: zeros.
-            rows: those that begin anew, a list of ints or an int64 tensor; None: all.
+            rows: those that begin anew, a list of ints or a tensor of integers; None: all.
 
         Raises:
             TypeError, ValueError: other values than these. The stream stays as it was.
@@ -163,7 +163,9 @@ class Stream(_direct.Stream):
         if isinstance(rows, Tensor):
             if rows.dtype == torch.bool:
                 raise TypeError("rows must be numbers of rows, got a mask of torch.bool: pass mask.nonzero()[:, 0]")
-            check_tensor("rows", rows, (torch.int64,), CPU)
+            if rows.dtype not in INTEGER_DTYPES:
+                raise TypeError(f"rows must be integers, got {rows.dtype}")
+            check_tensor("rows", rows, INTEGER_DTYPES, CPU)
             if rows.dim() != 1:
                 raise ValueError(f"rows must be one-dimensional, got {list(rows.shape)}")
             _check_memory("rows", rows)
@@ -171,7 +173,7 @@ class Stream(_direct.Stream):
         elif isinstance(rows, Sequence) and not isinstance(rows, (str, bytes)):
             numbers = [_number(row) for row in rows]
         else:
-            raise TypeError(f"rows must be a list of ints or an int64 tensor, got {type(rows).__name__}")
+            raise TypeError(f"rows must be a list of ints or a tensor of integers, got {type(rows).__name__}")
         seen = set()
         for row in numbers:
             if not 0 <= row < self.batch_size:
