@@ -116,6 +116,12 @@ def without(key: str) -> Callable[[dict[str, Any]], object]:
 BAD_SAVED: dict[str, tuple[Callable[[dict[str, Any]], object], type[Exception], str]] = {
     "states": (lambda saved: (saved["h"], saved["c"]), TypeError, "saved must be a dict that save.. made, got tuple"),
     "nothing": (lambda _: {}, ValueError, "saved must have all .*, format, module, h, c, got no format, module, h, c"),
+    "more": (
+        lambda saved: saved | {"x": 1, 2: 3},
+        ValueError,
+        r"saved must have only what save\(\) puts there, format, module, h, c, got 'x', 2 too",
+    ),
+    "newer, and more": (lambda saved: saved | {"format": 2, "x": 1}, ValueError, "saved must have format 1, got 2"),
     "no c": (without("c"), ValueError, "got no c"),
     "no module": (without("module"), ValueError, "got no module"),
     "newer": (lambda saved: saved | {"format": 2}, ValueError, "saved must have format 1, got 2: restore it with the version"),

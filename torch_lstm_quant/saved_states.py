@@ -34,7 +34,7 @@ def load(saved: object, module: str) -> tuple[object, object]:
 
     Raises:
         TypeError: no dict.
-        ValueError: a part is missing, a newer format, or another module's.
+        ValueError: a part is missing or is more than there should be, a newer format, or another module's.
     """
     if not isinstance(saved, dict):
         raise TypeError(f"saved must be a dict that save() made, got {type(saved).__name__}")
@@ -44,6 +44,11 @@ def load(saved: object, module: str) -> tuple[object, object]:
     if type(saved["format"]) is not int or saved["format"] != FORMAT:
         advice = "restore it with the version of torch_lstm_quant that saved it, or a newer one"
         raise ValueError(f"saved must have format {FORMAT}, got {saved['format']!r}: {advice}")
+    more = [key for key in saved if key not in _KEYS]
+    if more:
+        raise ValueError(
+            f"saved must have only what save() puts there, {', '.join(_KEYS)}, got {', '.join(map(repr, more))} too"
+        )
     if saved["module"] != module:
         raise ValueError(
             f"saved must be of a module with the same grids, weights and biases as the stream's, of SHA-256 {module[:12]}, "
