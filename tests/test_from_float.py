@@ -259,6 +259,20 @@ def test_weights_beyond_a_given_grid_are_cut() -> None:
     fused: Any = tlq.from_float(lstm, {"": {**PLAIN, "weight_ih": grid}})
     expected = torch.round(lstm.weight_ih_l0.detach() / 0.001).clamp(-8, 7).to(torch.int8)
     assert torch.equal(fused.cells()[0][0].weight_ih, expected)
+    # so that its grids, read and given again, cut the same
+    assert "[-8, 7] per tensor scale=0.001" in str(fused.cells()[0][0].qparams)
+    again: Any = tlq.from_float(lstm, {"": fused.cells()[0][0].qparams})
+    assert torch.equal(again.cells()[0][0].weight_ih, expected)
+
+
+@pytest.mark.parametrize("make", [LSTMQConfig.int8, partial(LSTMQConfig.int8, qat=True)])
+def test_a_cell_shows_the_limits_that_its_configuration_shows(make: Any) -> None:
+    with torch.no_grad():
+        observed = tlq.prepare(nn.LSTM(5, 8), make())
+        observed(X)
+    fused: Any = tlq.convert(observed.eval())
+    for text in (str(make()), str(fused.cells()[0][0].qparams)):
+        assert all("[-127, 127]" in line for line in text.splitlines() if line.startswith("weight"))
 
 
 @pytest.mark.parametrize(
@@ -327,7 +341,13 @@ def with_entry(rows: list[float], value: float) -> list[float]:
         ({"weight_ih": "per_row"}, ", part weight_ih: needs a dict of .*, 'per_channel' or 'per_tensor' .*, got 'per_row'"),
         ({"weight_ih": GIVEN}, ", part weight_ih: needs a dict of .*, a WeightQParams, .*, got QParams"),
         ({"weight_ih": {**WEIGHT, "scale": [0.1] * 8}}, ", part weight_ih: needs one scale, or 32, one a row, got 8"),
-        ({"weight_ih": {**WEIGHT, "scale": torch.ones(4, 8)}}, ", part weight_ih: needs one scale, or 32, .*, got 4"),
+        (
+            {"weight_ih": {**WEIGHT, "scale": torch.ones(4, 8)}},
+            r", part .*: needs one scale, .*, got the shape \[4, 8\]: flatten",
+        ),
+        ({"weight_ih": {**WEIGHT, "scale": torch.ones(32, 1)}}, r", part .*, got the shape \[32, 1\]: flatten it to \[32\]"),
+        ({"weight_ih": {**WEIGHT, "scale": np.ones((1, 32))}}, r", part .*, or 32, one a row, got the shape \[1, 32\]: flat"),
+        ({"weight_ih": {**WEIGHT, "zero_point": [[]]}}, r", part weight_ih: .*, got the shape \[1, 0\]: flatten"),
         ({"weight_ih": {**WEIGHT, "zero_point": [0] * 31}}, ", part weight_ih: needs one zero_point, or 32, .*, got 31"),
         (
             {"weight_ih": {**WEIGHT, "scale": with_entry(ROWS, math.nan)}},

@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import torch_lstm_quant as tlq
 from torch_lstm_quant import ops, reference
 from torch_lstm_quant.cell import Cell
+from torch_lstm_quant.qparams import CellQParams, QParams, pack_grids
 
 T, B, I, H = 5, 3, 7, 6  # noqa: E741
 
@@ -128,7 +129,28 @@ def test_state_dicts_that_do_not_fit() -> None:
     before = module(torch.ones(T, B, I))[0]
     with pytest.raises(RuntimeError, match="scale must be positive"):
         module.load_state_dict(impossible)
+    impossible = {name: value.clone() for name, value in module.state_dict().items()}
+    impossible["weight_hh_zero_point_l0"][3] = 1000
+    with pytest.raises(RuntimeError, match=r"LSTM: weight_hh_l0: weight zero_point must lie in .*, got 1000 in row 3"):
+        module.load_state_dict(impossible)
     assert torch.equal(module(torch.ones(T, B, I))[0], before)
+
+
+def test_a_state_of_another_configuration_is_refused() -> None:
+    one, other = (tlq.LSTM(random_layers(Dice(1), I, H, 1, 1, preset)) for preset in ("int8", "int8_gates16"))
+    with pytest.raises(RuntimeError, match=r"grids_l0 must have no grid for part cx, got one: .* with the same configuration"):
+        one.load_state_dict(other.state_dict())
+    with pytest.raises(RuntimeError, match="grids_l0 must have a grid for part cx, got none: load"):
+        other.load_state_dict(one.state_dict())
+
+
+def test_a_cell_without_grids_is_saved_and_loaded() -> None:
+    cell = fused(1, 1).cells()[0][0]
+    qparams = CellQParams(weight_ih=cell.qparams.weight_ih, weight_hh=cell.qparams.weight_hh)
+    module = tlq.LSTM([[Cell(qparams, cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh)]])
+    assert not module.state_dict()["grids_l0"].any()
+    module.load_state_dict(module.state_dict())
+    assert module.cells()[0][0].qparams.x is None
 
 
 @pytest.mark.parametrize(
@@ -136,6 +158,15 @@ def test_state_dicts_that_do_not_fit() -> None:
     [
         (lambda grids: grids.to(torch.int64), "grids_l0 must be torch.float64, got torch.int64"),
         (lambda grids: grids.to_sparse(), "grids_l0 must be a dense tensor, got layout torch.sparse_coo"),
+        (
+            torch.zeros_like,
+            "grids_l0 must have a grid for part x, got none: load it into a module that was quantized",
+        ),
+        (lambda grids: pack_grids(CellQParams(igates=(QParams(0.1, 0, 0, 1),) * 4)), "grids_l0 must have a grid for part x"),
+        (
+            lambda grids: grids.where(grids.any(1, True), grids[0]),
+            "grids_l0 must have no grid for part cx, got one: load it",
+        ),
         (lambda grids: grids.to("meta"), "grids_l0 must hold values, got a tensor on the meta device"),
     ],
 )

@@ -230,7 +230,15 @@ def _rows(name: str, values: Any, kind: type[_Number], rows: int) -> list[_Numbe
         values = values.tolist()
     if not isinstance(values, Sequence):
         values = [values]
+    needed = f"needs one {name}, or {rows}, one a row"
+    if values and isinstance(values[0], list):
+        raise ValueError(f"{needed}, got the shape {_shape(values)}: flatten it to [{rows}]")
     if len(values) not in (1, rows):
-        raise ValueError(f"needs one {name}, or {rows}, one a row, got {len(values)}")
+        raise ValueError(f"{needed}, got {len(values)}")
     numbers = [_number(name, value, kind) for value in values]
     return numbers * rows if len(numbers) == 1 else numbers
+
+
+def _shape(values: Any) -> list[int]:
+    """Of lists in lists, as long as each first one."""
+    return [len(values), *(_shape(values[0]) if values else [])] if isinstance(values, list) else []

@@ -12,7 +12,7 @@ from torch_lstm_quant import _direct, ops, saved_states
 from torch_lstm_quant.call_forms import Shape
 from torch_lstm_quant.cell import Cell
 from torch_lstm_quant.format_version import FORMAT_VERSION, format_problem
-from torch_lstm_quant.qparams import WEIGHTS, QParams, WeightQParams, pack_grids, smallest_dtype, unpack_grids
+from torch_lstm_quant.qparams import WEIGHTS, QParams, WeightQParams, grid_names, pack_grids, smallest_dtype, unpack_grids
 
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32)
 
@@ -209,7 +209,10 @@ class PackedCells(nn.Module):
             if f"{weight}{suffix}" not in self._limits:
                 return None
             scale, zero_point = (getattr(self, f"{weight}_{name}{suffix}") for name in ("scale", "zero_point"))
-            return WeightQParams(scale, zero_point, *self._limits[f"{weight}{suffix}"])
+            try:
+                return WeightQParams(scale, zero_point, *self._limits[f"{weight}{suffix}"])
+            except ValueError as error:
+                raise ValueError(f"{weight}{suffix}: {error}") from error
 
         qparams = unpack_grids(getattr(self, f"grids{suffix}"), *map(weight_grid, WEIGHTS))
         names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
@@ -235,6 +238,10 @@ class PackedCells(nn.Module):
                 error_msgs.append(f"{prefix}{name} must be a dense tensor, got layout {loaded.layout}")
             elif isinstance(loaded, Tensor) and loaded.is_meta and not buffer.is_meta:
                 error_msgs.append(f"{prefix}{name} must hold values, got a tensor on the meta device")
+            elif name.startswith("grids") and isinstance(loaded, Tensor):
+                problem = _grids_problem(loaded, buffer)
+                if problem is not None:
+                    error_msgs.append(f"{prefix}{name} {problem}")
         # loaded into copies, so that the module stays as it was where anything does not fit
         self._buffers.update({name: buffer.clone() for name, buffer in own.items() if name != "_packed"})
         super()._load_from_state_dict(state_dict, prefix, *args)
@@ -286,6 +293,17 @@ def _nobody_watches() -> bool:
         or torch._C._len_torch_dispatch_stack()
         or torch._C._autograd._profiler_enabled()
     )
+
+
+def _grids_problem(loaded: Tensor, own: Tensor) -> str | None:
+    """What is wrong where other parts have grids than in the module: a state of another configuration, or a spoilt one."""
+    if loaded.shape != own.shape or loaded.is_meta or own.is_meta:
+        return None
+    for name, found, needed in zip(grid_names(len(own)), loaded.any(1).tolist(), own.any(1).tolist(), strict=True):
+        if found != needed:
+            words = ("a grid for part {}, got none" if needed else "no grid for part {}, got one").format(name)
+            return f"must have {words}: load it into a module that was quantized with the same configuration"
+    return None
 
 
 def _own(tensor: Tensor) -> Tensor:

@@ -201,8 +201,11 @@ class WeightQParams:
         if not inside.all():
             row = int((~inside).nonzero()[0])
             raise ValueError(f"weight scale must be positive, finite and normal, got {self.scale[row].item()!r} in row {row}")
-        if bool((self.zero_point < self.quant_min).any() | (self.zero_point > self.quant_max).any()):
-            raise ValueError(f"weight zero_point must lie in [{self.quant_min}, {self.quant_max}]")
+        outside = (self.zero_point < self.quant_min) | (self.zero_point > self.quant_max)
+        if outside.any():
+            row = int(outside.nonzero()[0])
+            got = f"{self.zero_point[row].item()} in row {row}"
+            raise ValueError(f"weight zero_point must lie in [{self.quant_min}, {self.quant_max}], got {got}")
 
     def __str__(self) -> str:
         rows = "per tensor" if bool((self.scale == self.scale[0]).all()) else "per channel"
@@ -319,18 +322,22 @@ def pack_grids(qparams: CellQParams) -> Tensor:
     return torch.tensor(rows, dtype=torch.float64)
 
 
+def grid_names(rows: int) -> list[str]:
+    """What the rows of :func:`pack_grids` are for where there are so many."""
+    names = [name for name, _ in CellQParams().rows()]
+    second_names = [f"{part}.{gate}" for part in SECOND_GRIDS for gate in GATES]
+    if rows >= len(names) + len(second_names):
+        names += second_names
+    return [*names, "hy"] if rows == len(names) + 1 else names
+
+
 def unpack_grids(grids: Tensor, *weights: WeightQParams | None) -> CellQParams:
     """The inverse of :func:`pack_grids`; ``weights`` are the grids of :data:`WEIGHTS`, in that order.
 
     Raises:
         ValueError: a tensor of another shape, or a row that is no valid grid (the message names the part).
     """
-    names = [name for name, _ in CellQParams().rows()]
-    second_names = [f"{part}.{gate}" for part in SECOND_GRIDS for gate in GATES]
-    if grids.dim() == 2 and len(grids) >= len(names) + len(second_names):
-        names += second_names
-    if grids.dim() == 2 and len(grids) == len(names) + 1:
-        names.append("hy")
+    names = grid_names(len(grids) if grids.dim() == 2 else 0)
     if grids.shape != (len(names), len(GRID_FIELDS)):
         raise ValueError(f"grids must be [{len(names)}, {len(GRID_FIELDS)}], got {list(grids.shape)}")
     read: dict[str, QParams | None] = {}

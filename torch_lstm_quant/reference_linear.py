@@ -86,9 +86,9 @@ def read_linear(linear: nn.Module) -> Rows:
     if not torch.equal(steps * scale[:, None], dequantized):
         raise ValueError("found a weight that is not (q - zero_point) * scale, expected one on its own grid: convert it again")
     shift = _SHIFTS[linear.weight_dtype]
-    return Rows(
-        (steps + (zero_point - shift)[:, None]).to(torch.int8), bias, scale, zero_point - shift, _limits(linear, shift)
-    )
+    q = (steps + zero_point[:, None]).to(torch.int32)
+    low, high = _limits(linear, q, zero_point)
+    return Rows((q - shift).to(torch.int8), bias, scale, zero_point - shift, (low - shift, high - shift))
 
 
 def _qparams(linear: ReferenceLinear) -> tuple[Tensor, Tensor]:
@@ -119,10 +119,14 @@ def _qparams(linear: ReferenceLinear) -> tuple[Tensor, Tensor]:
     )
 
 
-def _limits(linear: ReferenceLinear, shift: int) -> tuple[int, int]:
-    """The limits to which the module's forward clamps: its own in the decomposed form, else its dtype's."""
+def _limits(linear: ReferenceLinear, q: Tensor, zero_point: Tensor) -> tuple[int, int]:
+    """The limits of the weight's grid: the module's own, or its dtype's where it has none or its integers pass them.
+
+    Only the decomposed form clamps to its own; what ``prepare`` observed was brought within them before.
+    """
     low, high = linear.weight_quant_min, linear.weight_quant_max
-    if not linear.is_decomposed or low is None or high is None:
-        info = torch.iinfo(linear.weight_dtype)
-        low, high = info.min, info.max
-    return low - shift, high - shift
+    info = torch.iinfo(linear.weight_dtype)
+    if low is None or high is None:
+        return info.min, info.max
+    kept = all(bool(((low <= values) & (values <= high)).all()) for values in (q, zero_point))
+    return (low, high) if linear.is_decomposed or kept else (info.min, info.max)
