@@ -160,14 +160,24 @@ def test_states_of_other_modules_are_refused(name: str) -> None:
         model.load_state_dict({f"rnn.{key}": value for key, value in state().items()})
 
 
-@pytest.mark.parametrize("saved", ["int8", "int8_gates16", "fixed16", "all_int8"])
-@pytest.mark.parametrize("other", ["int8", "int8_gates16"])
-def test_a_state_brings_its_grids_whatever_they_were(saved: str, other: str) -> None:
-    source, target = (tlq.LSTM(random_layers(Dice(seed), I, H, 2, 2, name)) for seed, name in ((3, saved), (4, other)))
+@pytest.mark.parametrize("preset", ["int8", "int8_gates16", "fixed16", "all_int8"])
+def test_a_state_brings_its_grids(preset: str) -> None:
+    source, target = (tlq.LSTM(random_layers(Dice(seed), I, H, 2, 2, preset)) for seed in (3, 4))
+    assert source.cells()[0][0].qparams != target.cells()[0][0].qparams
     target.load_state_dict(source.state_dict())
     assert_same(target, outputs(source))
     assert str(target) == str(source)
     assert target.fingerprint() == source.fingerprint()
+
+
+@pytest.mark.parametrize(("saved", "other"), [("int8", "int8_gates16"), ("int8_gates16", "int8")])
+def test_a_state_of_another_configuration_is_refused(saved: str, other: str) -> None:
+    source, target = (tlq.LSTM(random_layers(Dice(seed), I, H, 2, 2, name)) for seed, name in ((3, saved), (4, other)))
+    before, want = target.fingerprint(), outputs(target)
+    with pytest.raises(RuntimeError, match="grids_l0 must have .* grid for part .* same configuration"):
+        target.load_state_dict(source.state_dict())
+    assert target.fingerprint() == before
+    assert_same(target, want)
 
 
 def test_float_weights_are_not_taken_for_integers() -> None:
