@@ -9,12 +9,14 @@ BUILD_TOOLS := setuptools==84.2.1 ninja==1.13.2
 
 VENV := .venv-test
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check
+# no bytecode beforehand, since most of what torch and the others bring is never imported: written as it is, once for all processes
+INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile
 SOURCES := $(shell find csrc -type f) pyproject.toml setup.py
 CPP_SOURCES := $(shell find csrc tests/cpp benchmarks examples -name '*.cpp' -o -name '*.h' -o -name '*.c')
 
 # ninja would look for the job server that make --jobs does not pass on to it
 unexport MAKEFLAGS
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help demo test check lint core-address core-thread proof bench bench-peers format clean FORCE
 .DEFAULT_GOAL := help
@@ -78,15 +80,15 @@ $(VENV)/request: FORCE
 		|| { rm -rf $(VENV) && $(PYTHON) -m venv $(VENV) && echo '$(PYTHON) $(TORCH)' > $@; }
 
 $(VENV)/tools: $(VENV)/request Makefile
-	$(PIP) install --quiet $(TORCH) $(BUILD_TOOLS)
+	$(INSTALL) $(TORCH) $(BUILD_TOOLS)
 	touch $@
 
 # Python sources are used where they are, so only what is compiled, or says what to install, makes this run again.
 $(VENV)/installed: $(VENV)/tools $(SOURCES)
-	$(PIP) install --quiet --no-build-isolation --editable '.[test,check,demo]'
+	$(INSTALL) --no-build-isolation --editable '.[test,check,demo]'
 	touch $@
 
 # The package is there already, so that this adds what its extra names and compiles nothing.
 $(VENV)/peers: $(VENV)/installed
-	$(PIP) install --quiet 'torch-lstm-quant[peers]'
+	$(INSTALL) 'torch-lstm-quant[peers]'
 	touch $@
