@@ -1,7 +1,7 @@
 """Compares the fused op with the integer reference over deep and random configurations, in a process of its own.
 
 The ISA is chosen once a process, so ``test_kernel.py`` runs this for each of them, with ``TORCH_LSTM_QUANT_ISA`` set:
-``python kernel_worker.py THREADS SEED VALUES`` prints one line of JSON.
+``python kernel_worker.py SEED VALUES`` prints one line of JSON.
 """
 
 from __future__ import annotations
@@ -19,14 +19,17 @@ from torch_lstm_quant import ops, reference
 from torch_lstm_quant.call_forms import Shape
 from torch_lstm_quant.cell import Cell
 
+THREADS = (1, 2)
+"""With each of which the op runs everything; the reference, which takes most of the time, only once."""
+
 
 def same(one: Tensor, other: Tensor) -> Tensor:
     """Where two float32 tensors have the same bits, any NaN being like any other."""
     return (one.view(torch.int32) == other.view(torch.int32)) | (one.isnan() & other.isnan())
 
 
-def compare(seed: int, most_rows: int, threads: int) -> tuple[int, int]:
-    """How many values one random configuration gave, and how many of them were not the reference's."""
+def compare(seed: int, most_rows: int) -> tuple[int, dict[int, int]]:
+    """How many values one random configuration gave, and how many of them were not the reference's, by threads."""
     dice = Dice(seed)
     num_layers, directions = dice.integer(1, 3), dice.integer(1, 2)
     large = dice.chance(0.3)
@@ -38,23 +41,34 @@ def compare(seed: int, most_rows: int, threads: int) -> tuple[int, int]:
     x = random_input(dice, steps, rows, input_size)
     x = make_signal(x, str(dice.one_of(["moving", *SIGNALS])), dice.integer(1, 10))
     h0, c0 = random_states(dice, layers, rows) if dice.chance(0.5) else (None, None)
-    return compare_cells(dice, layers, x, h0, c0, threads)
+    return compare_cells(dice, layers, x, h0, c0)
 
 
 def compare_cells(
-    dice: Dice, layers: list[list[Cell]], x: Tensor, h0: Tensor | None, c0: Tensor | None, threads: int
-) -> tuple[int, int]:
+    dice: Dice, layers: list[list[Cell]], x: Tensor, h0: Tensor | None, c0: Tensor | None
+) -> tuple[int, dict[int, int]]:
     """The same of one call of these cells."""
+    want = reference.lstm(layers, x, h0, c0)
+    compared, differing = 0, {}
+    for threads in THREADS:
+        torch.set_num_threads(threads)
+        pairs = results(dice, layers, x, h0, c0, want)
+        torch.set_num_threads(1)  # more would only slow the reference's small operations down
+        compared = sum(one.numel() for one, _ in pairs)
+        differing[threads] = sum(int((~same(one, other)).sum()) for one, other in pairs)
+    return compared, differing
+
+
+def results(
+    dice: Dice, layers: list[list[Cell]], x: Tensor, h0: Tensor | None, c0: Tensor | None, want: tuple[Tensor, ...]
+) -> list[tuple[Tensor, Tensor]]:
+    """What the op, a stream and a cell give of the call, each beside what it should be."""
     first = layers[0][0]
     shape = Shape(first.input_size, first.hidden_size, len(layers), len(layers[0]), False, first.proj_size)
-    want = reference.lstm(layers, x, h0, c0)
-    torch.set_num_threads(threads)
     got = ops.lstm(x, h0, c0, ops.pack(layers), shape)
     streamed = stream(dice, layers, x, h0, c0) if len(layers[0]) == 1 else ()
     stepped = step_by_step(first, x, h0, c0) if len(layers) == len(layers[0]) == 1 and not first.proj_size else ()
-    torch.set_num_threads(1)  # more would only slow the reference's small operations down
-    pairs = [*zip(got, want, strict=True), *zip(streamed, want, strict=False), *zip(stepped, want, strict=False)]
-    return sum(one.numel() for one, _ in pairs), sum(int((~same(one, other)).sum()) for one, other in pairs)
+    return [*zip(got, want, strict=True), *zip(streamed, want, strict=False), *zip(stepped, want, strict=False)]
 
 
 def stream(dice: Dice, layers: list[list[Cell]], x: Tensor, h0: Tensor | None, c0: Tensor | None) -> tuple[Tensor, ...]:
@@ -76,20 +90,23 @@ def step_by_step(cell: Cell, x: Tensor, h0: Tensor | None, c0: Tensor | None) ->
     return torch.stack(output), hx[0][None], hx[1][None]
 
 
-def main(threads: int, seed: int, values: int) -> None:
+def main(seed: int, values: int) -> None:
     torch.set_num_threads(1)
-    compared, differing, failed = 0, 0, []
+    compared, differing, failed = 0, dict.fromkeys(THREADS, 0), []
+
+    def add(name: str, count: int, wrong: dict[int, int]) -> None:
+        nonlocal compared
+        compared += count
+        for threads in THREADS:
+            differing[threads] += wrong[threads]
+            if wrong[threads]:
+                failed.append(f"{name}, {threads} threads")
+
     for name, deep in DEEP.items():
-        count, wrong = compare_cells(Dice(seed), [[deep.cell()]], *deep.inputs(), threads)
-        compared, differing = compared + count, differing + wrong
-        if wrong:
-            failed.append(name)
+        add(name, *compare_cells(Dice(seed), [[deep.cell()]], *deep.inputs()))
     most_rows = 64 if values < 10_000_000 else 1024  # the reference is slow at small batches
     while compared < values:
-        count, wrong = compare(seed, most_rows, threads)
-        compared, differing = compared + count, differing + wrong
-        if wrong:
-            failed.append(f"seed {seed}")
+        add(f"seed {seed}", *compare(seed, most_rows))
         seed += 1
     print(json.dumps({"isa": ops.isa_active(), "compared": compared, "differing": differing, "failed": failed[:20]}))
 
