@@ -13,6 +13,7 @@ import ninja
 import numpy as np
 import pytest
 import torch
+import torch._inductor.config
 from torch import Tensor, nn
 
 from torch_lstm_quant import ops
@@ -49,7 +50,11 @@ class Example(NamedTuple):
 def example(tmp_path_factory: pytest.TempPathFactory) -> Example:
     folder = tmp_path_factory.mktemp("cpp")
     model, package = export_model.quantized_model(), folder / "model.pt2"
-    export_model.export(model, package)
+    # faster to compile: no optimized wrapper, no headers compiled beforehand, which take longer than they spare one program
+    with torch._inductor.config.patch(
+        {"aot_inductor.compile_wrapper_opt_level": "O0", "aot_inductor.precompile_headers": False}
+    ):
+        export_model.export(model, package)
     program = Path(cmake.CMAKE_BIN_DIR, "cmake")
     options = [
         f"-DCMAKE_MAKE_PROGRAM={Path(ninja.BIN_DIR, 'ninja')}",

@@ -145,7 +145,8 @@ class Together(nn.Module):
 
 def aot_inductor(model: Together, folder: Path) -> Run:
     program = torch.export.export(model, (model.inputs(),), dynamic_shapes=model.dynamic_shapes())
-    quickly = {"aot_inductor.compile_wrapper_opt_level": "O0"}
+    # headers compiled beforehand take longer than they spare one program
+    quickly = {"aot_inductor.compile_wrapper_opt_level": "O0", "aot_inductor.precompile_headers": False}
     path = str(folder / "model.pt2")
     package = torch._inductor.aoti_compile_and_package(program, package_path=path, inductor_configs=quickly)
     return torch._inductor.aoti_load_package(package)
