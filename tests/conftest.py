@@ -10,6 +10,14 @@ hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=No
 hypothesis.settings.load_profile("repeatable")
 
 
+SLOWEST = ("test_cpp_example.py", "test_ways_out.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes longest comes first, so that no process is still at it when the others have nothing left to do."""
+    items.sort(key=lambda item: item.path.name not in SLOWEST)
+
+
 @pytest.fixture(autouse=True)
 def isolated() -> None:
     torch.manual_seed(0)
