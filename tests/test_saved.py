@@ -174,7 +174,7 @@ def test_a_state_brings_its_grids(preset: str) -> None:
 def test_a_state_of_another_configuration_is_refused(saved: str, other: str) -> None:
     source, target = (tlq.LSTM(random_layers(Dice(seed), I, H, 2, 2, name)) for seed, name in ((3, saved), (4, other)))
     before, want = target.fingerprint(), outputs(target)
-    with pytest.raises(RuntimeError, match="grids_l0 must have .* grid for part .* same configuration"):
+    with pytest.raises(RuntimeError, match=r"grids_l0 must have .* grid for part .* same configuration"):
         target.load_state_dict(source.state_dict())
     assert target.fingerprint() == before
     assert_same(target, want)
