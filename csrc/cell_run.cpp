@@ -44,7 +44,9 @@ Workspace Workspace::take(Arena& arena, const Sizes& sizes, const Plan& plan) {
   if (plan.ahead) workspace.next_igates = arena.take<float>(rows * blocks * kBlock);
   workspace.output = arena.take<float>(plan.tile_rows * sizes.hidden_size);
   workspace.hy = arena.take<float>(plan.tile_rows * round_up(sizes.proj_size, kBlock));
-  workspace.scratch = arena.take<char>(scratch_bytes(rows, round_up(depth, kUnits)));
+  for (void** scratch : {&workspace.scratch, &workspace.input_scratch}) {
+    *scratch = arena.take<char>(scratch_bytes(rows, round_up(depth, kUnits)));
+  }
   if (plan.delta) workspace.changes = ChangeList::take(arena, round_up(depth, kDepthStep));
   return workspace;
 }
@@ -173,7 +175,7 @@ ProjectArgs CellRun::projection(int64_t count, int32_t first_block, int32_t last
   const size_t stride = static_cast<size_t>(last_block - first_block) * kBlock;
   return {
       &bound.cell.input, static_cast<size_t>(count), workspace.operand, operand_stride(), igates, stride, first_block,
-      last_block,        workspace.scratch};
+      last_block,        workspace.input_scratch};
 }
 
 KeptSums* CellRun::kept_input() const {
@@ -296,12 +298,13 @@ void CellRun::step_by_groups(StepArgs args, int64_t step, const Chunk& chunk) co
   Portions::Blocks mine{chunk.share.first_block, chunk.share.last_block};
   const bool shared = chunk.share.members > 1;
   if (shared) portions.begin(member, mine);
-  for (;;) {
+  for (bool is_first = true;; is_first = false) {
     const Portions::Blocks blocks = shared ? portions.take(member, plan.group_blocks, args.descending)
                                            : Portions::cut(mine, plan.group_blocks, args.descending);
     if (blocks.empty()) return;
     ProjectArgs input = projection(static_cast<int64_t>(args.rows), blocks.begin, blocks.end, chunk.igates);
     input.then = weights_of(cell.hidden, args.descending ? blocks.end - 1 : blocks.begin);
+    input.same_operand = args.same_h = !is_first;
     kernels.project(input);
     args.igates = chunk.igates;
     args.igates_stride = input.igates_stride;

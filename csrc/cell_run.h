@@ -79,6 +79,7 @@ struct Workspace {
   float* output = nullptr;       // float32 rows of a step where kernels cannot write to the caller's
   float* hy = nullptr;           // float32 rows of a step, projected
   void* scratch = nullptr;
+  void* input_scratch = nullptr;  // of the input's projection
   ChangeList changes;
   CellDelta* deltas = nullptr;  // of all cells; null: no delta steps
 

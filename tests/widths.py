@@ -94,7 +94,12 @@ ISAS = {
         "AVX2",
         "`vpmaddubsw`, `vpmaddwd`, 256 bits (1)",
         "`vpmaddwd`, 256 bits (2)",
-        _AVX2 | {"kernels/avx2.cpp": ("_mm256_maddubs_epi16(operand.magnitude", "Wide = WideSums<WideDot<Avx2", '"avx2"')},
+        _AVX2
+        | {
+            "kernels/masked_avx2.h": ("_mm256_maddubs_epi16(operand.magnitude",),
+            "kernels/signed_avx2.h": ("_mm256_maddubs_epi16(weights.first, operand.first)",),
+            "kernels/avx2.cpp": ("write<SignedPairs>", "write<MaskedPairs>", "Wide = WideSums<WideDot<Avx2", '"avx2"'),
+        },
         lanes=8,
         segments=False,
     ),

@@ -39,6 +39,7 @@ struct VnniDot {
   using Weights = __m512i;
   using Sum = __m512i;
   static constexpr int kGroups = 1;
+  static constexpr bool kApart = false;
   static constexpr size_t kPartedGroups = 0;
   static constexpr int kOperandBytes = kGroup;
   static constexpr bool kPrefetches = false;

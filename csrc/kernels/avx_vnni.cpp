@@ -31,6 +31,7 @@ struct VnniDot {
   using Weights = __m256i;
   using Sum = __m256i;
   static constexpr int kGroups = 1;
+  static constexpr bool kApart = false;
   static constexpr size_t kPartedGroups = 0;
   static constexpr int kOperandBytes = kGroup;
   static constexpr bool kPrefetches = true;

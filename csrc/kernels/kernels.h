@@ -168,6 +168,8 @@ struct ProjectArgs {
   const Delta* delta = nullptr;
   // A block's weights that the call after this one begins with, which a kernel may fetch. Null: unknown.
   const void* then = nullptr;
+  // The same operand as that of the call before with this scratch, which only was for other blocks.
+  bool same_operand = false;
 };
 
 // A projection of kAheadRows rows in parts: when all have been done, in ascending order, igates are as project would
@@ -203,6 +205,7 @@ struct StepArgs {
   // Of a single row, without `ahead`: what to make its sums of, instead of `h`. Null: h.
   const Delta* delta = nullptr;
   const void* then = nullptr;  // as in ProjectArgs
+  bool same_h = false;         // as same_operand there
 };
 
 // Room for a form of the operand rows with four bytes for each column, a few words for each row, and a tile of sums.

@@ -4,8 +4,8 @@
 //   kTailVectors   vectors that the tail of int8() takes side by side
 //   kOverlapBytes  weights of a block up to which the tail of a single row of int8() goes block by block: then it runs
 //                  while the next block's weights come in
-//   Int8, Wide, Float    Rows -> sums: constructed from (projection, operand, stride, rows, walk, scratch); called with
-//                  (block, first_row, rows, sink), they give each row's sums to sink(row, column, V::F)
+//   Int8, Wide, Float    CallRows -> sums: constructed from (projection, rows, walk); called with (block, first_row,
+//                  rows, sink), they give each row's sums to sink(row, column, V::F)
 //   DeltaDot       Dot for sums from what changed, see delta-inl.h
 //   Ahead          StepArgs -> sums, for steps with StepArgs::ahead; void: the ISA does not project ahead
 #pragma once
@@ -31,8 +31,8 @@ static_assert(kChunkRows * kBlock * sizeof(float) <= 16384, "scratch_bytes has n
 template <class Dot>
 class DotSums {
  public:
-  DotSums(const Projection& projection, const void* operand, size_t stride, size_t, const Walk&, void*)
-      : projection_(projection), rows_{static_cast<const char*>(operand), stride, nullptr} {}
+  DotSums(const Projection& projection, const CallRows& rows, const Walk&)
+      : projection_(projection), rows_{rows.first, rows.stride, nullptr} {}
 
   template <class Sink>
   void operator()(int32_t block, size_t first_row, size_t rows, const Sink& sink) const {
@@ -89,21 +89,19 @@ struct KernelsOf {
 
   static void project(const ProjectArgs& args) {
     const Projection& projection = *args.projection;
-    char* rest = static_cast<char*>(args.scratch) + kSumsBytes;
+    const CallRows rows{static_cast<const char*>(args.operand), args.operand_stride, args.rows, operand_scratch(args),
+                        args.same_operand};
     const Walk walk{args.first_block, args.last_block, false, args.then};
     switch (projection.sums) {
       case Sums::kInt8:
         if (args.delta != nullptr) {
           return project_with(args, DeltaSums<typename Isa::DeltaDot>(projection, *args.delta));
         }
-        return project_with(args,
-                            typename Isa::Int8(projection, args.operand, args.operand_stride, args.rows, walk, rest));
+        return project_with(args, typename Isa::Int8(projection, rows, walk));
       case Sums::kFloat:
-        return project_with(args,
-                            typename Isa::Float(projection, args.operand, args.operand_stride, args.rows, walk, rest));
+        return project_with(args, typename Isa::Float(projection, rows, walk));
       case Sums::kWide:
-        return project_with(args,
-                            typename Isa::Wide(projection, args.operand, args.operand_stride, args.rows, walk, rest));
+        return project_with(args, typename Isa::Wide(projection, rows, walk));
     }
   }
 
@@ -113,7 +111,7 @@ struct KernelsOf {
 
   static void step(const StepArgs& args) {
     const Projection& hidden = args.cell->hidden;
-    char* rest = static_cast<char*>(args.scratch) + kSumsBytes;
+    const CallRows rows{static_cast<const char*>(args.h), args.h_stride, args.rows, operand_scratch(args), args.same_h};
     const Walk walk{args.first_block, args.last_block, args.descending, args.then};
     switch (hidden.sums) {
       case Sums::kInt8: {
@@ -123,19 +121,23 @@ struct KernelsOf {
         if constexpr (kProjectsAhead) {
           if (args.ahead != nullptr) return step_with_int8(args, typename Isa::Ahead(args));
         }
-        return step_with_int8(args, typename Isa::Int8(hidden, args.h, args.h_stride, args.rows, walk, rest));
+        return step_with_int8(args, typename Isa::Int8(hidden, rows, walk));
       }
       case Sums::kFloat:
-        return step_with<CellForm::kAny>(args,
-                                         typename Isa::Float(hidden, args.h, args.h_stride, args.rows, walk, rest));
+        return step_with<CellForm::kAny>(args, typename Isa::Float(hidden, rows, walk));
       case Sums::kWide:
-        return step_with<CellForm::kAny>(args,
-                                         typename Isa::Wide(hidden, args.h, args.h_stride, args.rows, walk, rest));
+        return step_with<CellForm::kAny>(args, typename Isa::Wide(hidden, rows, walk));
     }
   }
 
  private:
   static constexpr size_t kSumsBytes = kChunkRows * kBlock * sizeof(float);
+
+  // What follows the sums that wait for the tail.
+  template <class Args>
+  static char* operand_scratch(const Args& args) {
+    return static_cast<char*>(args.scratch) + kSumsBytes;
+  }
 
   static F evaluate_vector(const Function& function, const float* values) {
     F v = V::load(values);

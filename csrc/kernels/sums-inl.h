@@ -2,7 +2,8 @@
 // which multiplies one group of a row (4 bytes: four uint8, or one float32) with the weights of one vector of columns:
 //
 //   V                      the ISA's vector class
-//   kGroups                neighbouring groups that it takes at once, mostly 1; if more, see Apart
+//   kGroups                neighbouring groups that it takes at once
+//   kApart                 whether there are groups that it cannot take, see Apart
 //   kPartedGroups          groups after which sums go through Sum part(Sum), lest they overflow; 0: never
 //   kOperandBytes          bytes of an operand row that hold as many groups
 //   kMaxRows               rows of the highest tile
@@ -30,11 +31,22 @@ constexpr int kWeightBytes = kBlock * kGroup;  // of one group's weights in a bl
 // Groups of a block from which a single row's weights are fetched ahead: fewer are at hand.
 constexpr size_t kFetchedGroups = 64;
 
-// A group of an operand row that a Dot of several groups cannot take with its neighbours: zeros stand in its place, and
-// it is multiplied by itself, by Dot::Single. After the last of a row comes one whose group is negative.
+// A group of an operand row that Dot cannot take in its place: zeros stand there, and it is multiplied by itself, by
+// Dot::Single. After the last of a row comes one whose group is negative.
 struct Apart {
   int32_t group;
   char operand[2 * kGroup];
+};
+
+// The operand rows of a call, and where sums may write them in a form of their own.
+struct CallRows {
+  const char* first;
+  size_t stride;
+  size_t count;
+  char* scratch;
+  bool written;  // the form is there, from the call before
+
+  const uint8_t* row(size_t i) const { return reinterpret_cast<const uint8_t*>(first) + i * stride; }
 };
 
 // Operand rows in the form that Dot reads.
@@ -42,7 +54,7 @@ struct OperandRows {
   const char* first;
   size_t stride;            // bytes
   const int32_t* row_sums;  // what each row adds to the sums of all columns; null: nothing
-  size_t apart_at = 0;      // bytes from a row's begin to its groups that are kept apart, if Dot takes several at once
+  size_t apart_at = 0;      // bytes from a row's begin to its groups that are kept apart, where Dot::kApart
 
   const char* row(size_t i) const { return first + i * stride; }
   const Apart* apart(size_t i) const { return reinterpret_cast<const Apart*>(row(i) + apart_at); }
@@ -106,11 +118,49 @@ inline __attribute__((always_inline)) Vector in_register(Vector v) {
   return v;
 }
 
+// Adds the products of the groups that a row keeps apart.
+template <class Single, int kVectors, class Sum>
+inline __attribute__((always_inline)) void add_apart(const Apart* apart, const BlockWeights& block, Sum* totals) {
+  constexpr size_t kVectorBytes = Single::V::kLanes * sizeof(float);
+  for (; apart->group >= 0; ++apart) {
+    const char* columns = block.weights + apart->group * kWeightBytes;
+    const auto values = Single::operand(apart->operand);
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) {
+      totals[v] = Single::add(totals[v], values, Single::load(columns + v * kVectorBytes));
+    }
+  }
+}
+
+// What the sums of a tile's rows start from, with the products of the groups that each row keeps apart: once for all
+// columns, as the CPU does not foresee where such a list ends.
+template <class Dot>
+__attribute__((noinline)) void start_rows(const OperandRows& rows, size_t first_row, size_t count,
+                                          const BlockWeights& block, int32_t (*starts)[kBlock]) {
+  using V = typename Dot::V;
+  constexpr int kVectors = kBlock / V::kLanes;
+  typename Dot::Sum common[kVectors];
+#pragma GCC unroll 8
+  for (int v = 0; v < kVectors; ++v) common[v] = Dot::start(block, v * V::kLanes, 0);
+  for (size_t r = 0; r < count; ++r) {
+    const auto row_sum = V::set_i32(rows.row_sums[first_row + r]);
+    typename Dot::Sum totals[kVectors];
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) totals[v] = Dot::join(common[v], row_sum);
+    add_apart<typename Dot::Single, kVectors>(rows.apart(first_row + r), block, totals);
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) V::store_i32(starts[r] + v * V::kLanes, totals[v]);
+  }
+}
+
 // Never inlined: g++ 12 spills the sums of a tile that it inlines into its caller.
+// `starts`: what start_rows gave, where Dot::kApart and there are several rows.
 // sink(row, column, V::F) takes the sums of a row for a vector of columns.
 template <class Dot, int kRows, int kVectors, int kSplit, class Sink>
 __attribute__((noinline)) void sum_tile(const OperandRows& rows, size_t first_row, const BlockWeights& block,
-                                        int first_vector, const Sink& sink, LaterWeights later) {
+                                        int first_vector, const int32_t (*starts)[kBlock], const Sink& sink,
+                                        LaterWeights later) {
+  constexpr bool kStarted = Dot::kApart && kRows > 1;
   using V = typename Dot::V;
   constexpr size_t kVectorBytes = V::kLanes * sizeof(float);
   const char* weights = block.weights + first_vector * kVectorBytes;
@@ -122,7 +172,12 @@ __attribute__((noinline)) void sum_tile(const OperandRows& rows, size_t first_ro
     const int32_t row_sum = rows.row_sums == nullptr ? 0 : rows.row_sums[first_row + r];
 #pragma GCC unroll 8
     for (int v = 0; v < kVectors; ++v) {
-      totals[0][r][v] = Dot::start(block, (first_vector + v) * V::kLanes, row_sum);
+      const int column = (first_vector + v) * V::kLanes;
+      if constexpr (kStarted) {
+        totals[0][r][v] = V::load_i32(starts[r] + column);
+      } else {
+        totals[0][r][v] = Dot::start(block, column, row_sum);
+      }
 #pragma GCC unroll 8
       for (int s = 1; s < kSplit; ++s) totals[s][r][v] = Dot::zero();
     }
@@ -164,19 +219,9 @@ __attribute__((noinline)) void sum_tile(const OperandRows& rows, size_t first_ro
       }
     }
   }
-  if constexpr (Dot::kGroups > 1) {
-    using Single = typename Dot::Single;
-#pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) {
-      for (const Apart* apart = rows.apart(first_row + r); apart->group >= 0; ++apart) {
-        const char* columns = block.weights + apart->group * kWeightBytes + first_vector * kVectorBytes;
-        const auto values = Single::operand(apart->operand);
-#pragma GCC unroll 8
-        for (int v = 0; v < kVectors; ++v) {
-          totals[0][r][v] = Single::add(totals[0][r][v], values, Single::load(columns + v * kVectorBytes));
-        }
-      }
-    }
+  if constexpr (Dot::kApart && !kStarted) {
+    static_assert(kVectors * V::kLanes == kBlock, "a single row's tile has all columns");
+    add_apart<typename Dot::Single, kVectors>(rows.apart(first_row), block, totals[0][0]);
   }
   const Sink own_sink = sink;  // its own: the compiler cannot tell that what is written leaves the caller's as it is
 #pragma GCC unroll 8
@@ -200,8 +245,11 @@ void sum_rows(const OperandRows& rows, size_t first_row, size_t count, const Blo
   if constexpr (kRows > 1) {
     if (count < kRows) return sum_rows<Dot, kRows - 1>(rows, first_row, count, block, sink, later);
   }
+  constexpr bool kStarts = Dot::kApart && kRows > 1;
+  alignas(kAlign) int32_t starts[kStarts ? kRows : 1][kBlock];
+  if constexpr (kStarts) start_rows<Dot>(rows, first_row, kRows, block, starts);
   for (int vector = 0; vector < kBlock / Dot::V::kLanes; vector += kVectors) {
-    sum_tile<Dot, kRows, kVectors, kSplit>(rows, first_row, block, vector, sink, later);
+    sum_tile<Dot, kRows, kVectors, kSplit>(rows, first_row, block, vector, starts, sink, later);
     if constexpr (Dot::kFetchesLater) later.next += block.groups * later.step;
   }
 }
@@ -226,6 +274,7 @@ struct FloatDot {
   using Weights = typename V::F;
   using Sum = typename V::F;
   static constexpr int kGroups = 1;
+  static constexpr bool kApart = false;
   static constexpr size_t kPartedGroups = 0;
   static constexpr int kOperandBytes = sizeof(float);
   static constexpr int kMaxRows = kTileRows;

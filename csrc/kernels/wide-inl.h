@@ -67,6 +67,7 @@ struct WideDot {
     I recent, high, low;
   };
   static constexpr int kGroups = 1;
+  static constexpr bool kApart = false;
   // A group adds at most 4 * 2^15 * 2^7 = 2^24 to a sum.
   static constexpr size_t kPartedGroups = 127;
   static constexpr int kOperandBytes = sizeof(WideGroup);
@@ -111,15 +112,17 @@ struct WideDot {
 template <class Dot>
 class WideSums {
  public:
-  WideSums(const Projection& projection, const void* operand, size_t stride, size_t rows, const Walk&, void* scratch)
-      : projection_(projection), operand_(static_cast<const char*>(operand)), stride_(stride) {
+  WideSums(const Projection& projection, const CallRows& rows, const Walk&)
+      : projection_(projection), operand_(rows.first), stride_(rows.stride) {
     if (projection.depth > kMaxWideDepth) return;
     const size_t groups = projection.padded_depth / kGroup;
-    auto* taken = static_cast<WideGroup*>(scratch);
-    auto* row_sums = reinterpret_cast<int32_t*>(taken + rows * groups);
-    auto* fits = reinterpret_cast<bool*>(row_sums + rows);
-    for (size_t r = 0; r < rows; ++r) fits[r] = take_row(steps(r), projection, taken + r * groups, row_sums[r]);
-    rows_ = {static_cast<const char*>(scratch), groups * sizeof(WideGroup), row_sums};
+    auto* taken = reinterpret_cast<WideGroup*>(rows.scratch);
+    auto* row_sums = reinterpret_cast<int32_t*>(taken + rows.count * groups);
+    auto* fits = reinterpret_cast<bool*>(row_sums + rows.count);
+    for (size_t r = 0; r < rows.count && !rows.written; ++r) {
+      fits[r] = take_row(steps(r), projection, taken + r * groups, row_sums[r]);
+    }
+    rows_ = {rows.scratch, groups * sizeof(WideGroup), row_sums};
     fits_ = fits;
   }
 

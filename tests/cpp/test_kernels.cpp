@@ -282,10 +282,15 @@ class Uniform {
     }
     for (const Kernels* kernels : tested_kernels()) {
       AlignedBytes scratch(scratch_bytes(rows, projection_.padded_depth)), igates = zeros(rows * kBlock * 4);
-      kernels->project({&projection_, rows, operand.data(), stride, floats(igates), kBlock, 0, 1, scratch.data()});
-      for (size_t i = 0; i < rows * kBlock; ++i) {
-        CHECK(floats(igates)[i] == static_cast<float>(sums[i / kBlock]))
-            << kernels->name << ", row " << i / kBlock << ": " << floats(igates)[i] << " for " << sums[i / kBlock];
+      ProjectArgs args{&projection_, rows, operand.data(), stride, floats(igates), kBlock, 0, 1, scratch.data()};
+      for (const bool again : {false, true}) {
+        args.same_operand = again;
+        std::memset(igates.data(), 0, igates.size());
+        kernels->project(args);
+        for (size_t i = 0; i < rows * kBlock; ++i) {
+          CHECK(floats(igates)[i] == static_cast<float>(sums[i / kBlock]))
+              << kernels->name << ", row " << i / kBlock << ": " << floats(igates)[i] << " for " << sums[i / kBlock];
+        }
       }
     }
   }
@@ -312,20 +317,23 @@ TEST(extreme_products_are_summed_exactly) {
 }
 
 // Operand values near the middle, among which some at the ends: few, so that kernels take values together that would
-// not fit with those, and many; weights at their limits, where what does not fit would be cut.
+// not fit with those, and many; weights at their limits, where what does not fit would be cut. Of two groups' products,
+// those with 63 fit int16 whatever their signs; with weights of one sign, those with 32, or 64 and zeros, just do.
 TEST(products_of_values_near_the_middle_are_summed_exactly) {
   constexpr int32_t kDepth = 424;
   Dice dice(7);
-  for (const int ends_in_100 : {0, 1, 3, 10, 50}) {
-    for (const int weight : {-128, 127}) {
-      for (const size_t rows : {1, 2, 3, 7}) {
-        Uniform uniform(Sums::kInt8, kDepth, weight, 0);
-        std::vector<uint8_t> values(rows * kDepth);
-        for (uint8_t& value : values) {
-          const int64_t from_middle = dice.one_of({-63, -40, 0, 40, 63});  // four products with 63 fit int16 together
-          value = static_cast<uint8_t>(dice.chance(ends_in_100 / 100.0) ? dice.one_of({0, 255}) : 128 + from_middle);
+  for (const int most : {63, 64, 33, 32, 16}) {
+    for (const int ends_in_100 : {0, 1, 3, 10, 50}) {
+      for (const int weight : {-128, 127}) {
+        for (const size_t rows : {1, 2, 3, 7, 13}) {
+          Uniform uniform(Sums::kInt8, kDepth, weight, 0);
+          std::vector<uint8_t> values(rows * kDepth);
+          for (uint8_t& value : values) {
+            const int64_t from_middle = dice.one_of({-most, -most / 2, 0, most / 2, most});
+            value = static_cast<uint8_t>(dice.chance(ends_in_100 / 100.0) ? dice.one_of({0, 255}) : 128 + from_middle);
+          }
+          uniform.check_rows(values, rows);
         }
-        uniform.check_rows(values, rows);
       }
     }
   }
