@@ -20,6 +20,7 @@
 #include "dispatch.h"
 #include "lengths.h"
 #include "lstm.h"
+#include "memory.h"
 #include "pack.h"
 #include "torch_parallel.h"
 
@@ -200,6 +201,7 @@ Tensor pack(std::vector<Tensor> weights, std::vector<Tensor> biases, std::vector
   }
   const Packer packer(sizes, std::move(sources));
   const Tensor blob = torch::stable::empty({static_cast<int64_t>(packer.bytes())}, ScalarType::Byte);
+  advise_huge_pages(blob.mutable_data_ptr(), packer.bytes());
   packer.write(static_cast<uint8_t*>(blob.mutable_data_ptr()));
   return blob;
 }
