@@ -1,4 +1,4 @@
-"""What all tests share: hypothesis's settings, and a random state and thread count that no test inherits from another."""
+"""What all tests share: hypothesis's settings, their order, a random state and thread count that none inherits."""
 
 import hypothesis
 import pytest
