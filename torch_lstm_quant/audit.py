@@ -18,8 +18,9 @@ from torch_lstm_quant import ops
 from torch_lstm_quant.audit_table import as_markdown, as_text
 from torch_lstm_quant.cell import Cell
 from torch_lstm_quant.custom_config import Converter
+from torch_lstm_quant.float_lstms import FLOAT_LSTMS, qconfig_of
 from torch_lstm_quant.lowering import lower, lower_module
-from torch_lstm_quant.observed import FLOAT_LSTMS, OBSERVED_LSTMS, observe, qconfig_of
+from torch_lstm_quant.observed import OBSERVED_LSTMS, observe
 from torch_lstm_quant.packed_cells import PackedCells
 from torch_lstm_quant.qconfig import DIRECTIONS, Direction, LSTMQConfig
 from torch_lstm_quant.qparams import GATES, PARTS, PER_GATE_PARTS, WEIGHTS, QParams, WeightQParams, own_parts

@@ -23,8 +23,9 @@ from torch.ao.quantization.fx.custom_config import ConvertCustomConfig, PrepareC
 from torch.ao.quantization.quant_type import QuantType
 
 from torch_lstm_quant import observed_by_torch
+from torch_lstm_quant.float_lstms import FLOAT_LSTMS, FloatLSTM
 from torch_lstm_quant.lowering import lower_module
-from torch_lstm_quant.observed import FLOAT_LSTMS, OBSERVED_LSTMS, FloatLSTM, Observed, observe, to_reference
+from torch_lstm_quant.observed import OBSERVED_LSTMS, Observed, observe, to_reference
 from torch_lstm_quant.observed_grid import PLAIN_DTYPES, QUANTIZED_DTYPES
 from torch_lstm_quant.qconfig import LSTMQConfig
 

@@ -10,9 +10,10 @@ from torch import nn
 from torch_lstm_quant.cell_graph import convert_cell, observe_cell, part_of
 from torch_lstm_quant.cell_stack import assemble, cell_name, float_cell
 from torch_lstm_quant.custom_config import check_backend
+from torch_lstm_quant.float_lstms import FLOAT_LSTMS, FloatLSTM, check_float_lstm
 from torch_lstm_quant.given_grids import constructors_of
 from torch_lstm_quant.lowering import lower_module
-from torch_lstm_quant.observed import FLOAT_LSTMS, FloatLSTM, ReferenceLSTM, ReferenceLSTMCell, check_float_lstm
+from torch_lstm_quant.observed import ReferenceLSTM, ReferenceLSTMCell
 from torch_lstm_quant.qparams import PARTS, WEIGHTS, CellQParams, own_parts
 
 

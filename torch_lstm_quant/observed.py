@@ -21,8 +21,9 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from torch_lstm_quant.call_forms import Lengths, Shape, States
 from torch_lstm_quant.cell_graph import GATE_NAMES, OBSERVER, ObservedLinear, convert_cell, observe_cell, part_of
 from torch_lstm_quant.cell_stack import assemble, cell_name, cells_of, float_cell, run_cells
+from torch_lstm_quant.float_lstms import FloatLSTM, checked_qconfig, name_of
 from torch_lstm_quant.observed_grid import without_warning
-from torch_lstm_quant.observers import BoundaryObserver, cut_projections
+from torch_lstm_quant.observers import cut_projections
 from torch_lstm_quant.qconfig import DIRECTIONS, LSTMQConfig
 from torch_lstm_quant.signal_loss import LossWarning, losses, watch
 
@@ -30,10 +31,6 @@ _FLOAT32 = PlaceholderObserver.with_args(dtype=torch.float32)
 
 FLOAT_BOUNDARY = QConfig(activation=_FLOAT32, weight=default_weight_observer)
 """What an observed LSTM's own qconfig says: float activations, so that ``convert_fx`` swaps it and rewires nothing."""
-
-FloatLSTM = nn.LSTM | nn.LSTMCell
-FLOAT_LSTMS = (nn.LSTM, nn.LSTMCell)
-"""The classes whose modules are quantized, with their subclasses."""
 
 
 class ObservedLSTM(torch.ao.nn.quantizable.LSTM):
@@ -60,8 +57,8 @@ class ObservedLSTM(torch.ao.nn.quantizable.LSTM):
                 ``forward`` or hooks of the LSTM's own, overrides for layers that it does not have.
             TypeError: ``other`` is no ``nn.LSTM``.
         """
-        where = _name(nn.LSTM, other, where)
-        config = _checked_qconfig(other, qconfig, where)
+        where = name_of(nn.LSTM, other, where)
+        config = checked_qconfig(other, qconfig, where)
 
         def cell(layer: int, direction: int) -> nn.Module:
             return _observe(other, config, cell_name(where, layer, direction), layer, direction)
@@ -157,8 +154,8 @@ class ObservedLSTMCell(_StepModule):
 
         Args, Raises: as :meth:`ObservedLSTM.from_float`; of ``qconfig`` a cell takes what is for layer 0, forwards.
         """
-        where = _name(nn.LSTMCell, other, where)
-        observed = cls(other, _observe(other, _checked_qconfig(other, qconfig, where), where))
+        where = name_of(nn.LSTMCell, other, where)
+        observed = cls(other, _observe(other, checked_qconfig(other, qconfig, where), where))
         observed.qconfig = FLOAT_BOUNDARY  # type: ignore[assignment]
         observed.where = where
         observed.register_buffer("calls", torch.zeros((), dtype=torch.int64))
@@ -217,13 +214,6 @@ def to_reference(observed: Observed) -> ReferenceLSTM | ReferenceLSTMCell:
     return ReferenceLSTM.from_observed(observed)
 
 
-def _name(kind: type[FloatLSTM], module: FloatLSTM, where: str) -> str:
-    """What messages call a float module of ``kind``."""
-    if not isinstance(module, kind):
-        raise TypeError(f"{where or 'module'} must be an nn.{kind.__name__}, got {type(module).__name__}")
-    return f"{kind.__name__} {where!r}" if where else f"{kind.__name__}({module.input_size}, {module.hidden_size})"
-
-
 def _observe(other: FloatLSTM, config: LSTMQConfig, place: str, layer: int = 0, direction: int = 0) -> nn.Module:
     """One observed cell."""
     constructors = config.constructors(layer, DIRECTIONS[direction])
@@ -258,21 +248,6 @@ def _ready_to_run(observed: nn.Module) -> Iterator[None]:
             if isinstance(linear, ObservedLinear):
                 held.enter_context(linear.held())
         yield
-
-
-def _checked_qconfig(other: FloatLSTM, qconfig: LSTMQConfig | None, where: str) -> LSTMQConfig:
-    """The configuration by which a float module is observed; raises where the module cannot be."""
-    config = qconfig_of(other) or qconfig
-    if config is None:
-        default = ", or name a default in prepare_custom_config(qconfig)" if isinstance(other, nn.LSTM) else ""
-        raise ValueError(
-            f"{where}: its qconfig must come from LSTMQConfig.as_qconfig(), got {getattr(other, 'qconfig', None)}: use "
-            f"torch_lstm_quant.qconfig_mapping(qconfig, base){default}"
-        )
-    _check_parameters(other, where)
-    _check_nothing_beside_cells(other, where)
-    _check_overrides(config, other, where)
-    return config
 
 
 def _unpack(lstm: nn.Module, input: Tensor | PackedSequence, hx: States | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -310,32 +285,6 @@ def _run(
     return shape.repack(input.dim(), *results)
 
 
-def check_float_lstm(module: FloatLSTM, where: str = "") -> str:
-    """Refuse a float module that cannot be taken apart into cells.
-
-    Args:
-        module: what should be an LSTM or LSTM cell.
-        where: its module path, if it has one.
-
-    Returns:
-        What messages call it.
-
-    Raises:
-        TypeError, ValueError: as :meth:`ObservedLSTM.from_float`.
-    """
-    where = _name(nn.LSTMCell if isinstance(module, nn.LSTMCell) else nn.LSTM, module, where)
-    _check_parameters(module, where)
-    _check_nothing_beside_cells(module, where)
-    return where
-
-
-def qconfig_of(lstm: nn.Module) -> LSTMQConfig | None:
-    """The configuration that torch.ao's flow attached to a float LSTM, if it is one of ours."""
-    qconfig = getattr(lstm, "qconfig", None)
-    boundary = qconfig.activation() if qconfig is not None else None
-    return boundary.lstm_qconfig if isinstance(boundary, BoundaryObserver) else None
-
-
 def _check_ran(observed: Observed) -> None:
     if not observed.calls:
         raise ValueError(
@@ -360,39 +309,3 @@ def _warn_of_dropout(observed: ObservedLSTM) -> None:
             "configuration with qat=True",
             stacklevel=5,  # whoever calls the LSTM
         )
-
-
-def _check_parameters(lstm: FloatLSTM, where: str) -> None:
-    for name, parameter in lstm.named_parameters():
-        if parameter.dtype != torch.float32 or parameter.device.type != "cpu":
-            got = f"{parameter.dtype} on {parameter.device}"
-            raise ValueError(f"{where}: {name} must be torch.float32 on the CPU, got {got}: call float() and cpu() first")
-        if not torch.isfinite(parameter).all():
-            raise ValueError(f"{where}: {name} must be finite, got NaN or infinities")
-
-
-def _check_nothing_beside_cells(lstm: FloatLSTM, where: str) -> None:
-    """Refuse what an LSTM does beside running its cells, since what takes its place would not."""
-    kind = nn.LSTM if isinstance(lstm, nn.LSTM) else nn.LSTMCell
-    if getattr(lstm.forward, "__func__", None) is not kind.forward:
-        raise ValueError(
-            f"{where}: {type(lstm).__name__} overrides forward, which would be lost: let it contain an nn.{kind.__name__} "
-            "instead of being one, or leave it float"
-        )
-    if lstm._forward_hooks or lstm._forward_pre_hooks:
-        raise ValueError(
-            f"{where}: has forward hooks, which would be lost: remove them, those of weight_norm and pruning with "
-            "remove_weight_norm and prune.remove, and register others with the quantized LSTM"
-        )
-
-
-def _check_overrides(config: LSTMQConfig, lstm: FloatLSTM, where: str) -> None:
-    """Refuse a configuration for cells that an LSTM does not have."""
-    layers, directions = (lstm.num_layers, 1 + lstm.bidirectional) if isinstance(lstm, nn.LSTM) else (1, 1)
-    for layer, direction, _, _ in config.overrides:
-        if (layer is not None and layer >= layers) or (direction == "backward" and directions == 1):
-            raise ValueError(
-                f"{where}: its configuration overrides layer {'any' if layer is None else layer}, {direction or 'both'} "
-                f"direction, but it has {layers} layers and {directions} direction(s), the first layer being 0: correct that, "
-                f"or give this {'LSTM' if isinstance(lstm, nn.LSTM) else 'LSTMCell'} a configuration of its own"
-            )

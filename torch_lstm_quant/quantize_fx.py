@@ -17,7 +17,8 @@ from torch.ao.quantization import FakeQuantizeBase
 from torch.nn.utils.rnn import PackedSequence
 
 from torch_lstm_quant.custom_config import Converter, check_backend
-from torch_lstm_quant.observed import FLOAT_LSTMS, OBSERVED_LSTMS, FloatLSTM, Observed, observe, observers_of
+from torch_lstm_quant.float_lstms import FLOAT_LSTMS, FloatLSTM
+from torch_lstm_quant.observed import OBSERVED_LSTMS, Observed, observe, observers_of
 from torch_lstm_quant.observed_by_torch import is_observed_by_torch
 from torch_lstm_quant.qconfig import LSTMQConfig
 from torch_lstm_quant.stages import what_was_found

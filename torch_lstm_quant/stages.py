@@ -11,8 +11,9 @@ from torch.ao.nn.quantized import reference as weight_only
 from torch.fx import GraphModule
 
 from torch_lstm_quant.cell_stack import cells_of
+from torch_lstm_quant.float_lstms import FLOAT_LSTMS
 from torch_lstm_quant.modules import LSTM, LSTMCell
-from torch_lstm_quant.observed import FLOAT_LSTMS, ObservedLSTMCell, ReferenceLSTMCell
+from torch_lstm_quant.observed import ObservedLSTMCell, ReferenceLSTMCell
 from torch_lstm_quant.quantized_adapter import QuantizedBoundaryLSTM
 
 Stage = Literal["float", "observed", "quantized", "reference", "fused"]

@@ -21,7 +21,8 @@ from typing import Literal
 from torch import nn
 
 from torch_lstm_quant.custom_config import Backend, Converter
-from torch_lstm_quant.observed import FLOAT_LSTMS, OBSERVED_LSTMS, observe
+from torch_lstm_quant.float_lstms import FLOAT_LSTMS
+from torch_lstm_quant.observed import OBSERVED_LSTMS, observe
 from torch_lstm_quant.qconfig import LSTMQConfig
 from torch_lstm_quant.stages import what_was_found
 
