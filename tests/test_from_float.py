@@ -347,6 +347,7 @@ def with_entry(rows: list[float], value: float) -> list[float]:
         ),
         ({"weight_ih": {**WEIGHT, "scale": torch.ones(32, 1)}}, r", part .*, got the shape \[32, 1\]: flatten it to \[32\]"),
         ({"weight_ih": {**WEIGHT, "scale": np.ones((1, 32))}}, r", part .*, or 32, one a row, got the shape \[1, 32\]: flat"),
+        ({"weight_ih": {**WEIGHT, "scale": ((0.1,),) * 32}}, r", part .*, got the shape \[32, 1\]: flatten it to \[32\]"),
         ({"weight_ih": {**WEIGHT, "zero_point": [[]]}}, r", part weight_ih: .*, got the shape \[1, 0\]: flatten"),
         ({"weight_ih": {**WEIGHT, "zero_point": [0] * 31}}, ", part weight_ih: needs one zero_point, or 32, .*, got 31"),
         (

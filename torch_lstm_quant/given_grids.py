@@ -231,7 +231,7 @@ def _rows(name: str, values: Any, kind: type[_Number], rows: int) -> list[_Numbe
     if not isinstance(values, Sequence):
         values = [values]
     needed = f"needs one {name}, or {rows}, one a row"
-    if values and isinstance(values[0], list):
+    if values and isinstance(values[0], (list, tuple)):
         raise ValueError(f"{needed}, got the shape {_shape(values)}: flatten it to [{rows}]")
     if len(values) not in (1, rows):
         raise ValueError(f"{needed}, got {len(values)}")
@@ -240,5 +240,5 @@ def _rows(name: str, values: Any, kind: type[_Number], rows: int) -> list[_Numbe
 
 
 def _shape(values: Any) -> list[int]:
-    """Of lists in lists, as long as each first one."""
-    return [len(values), *(_shape(values[0]) if values else [])] if isinstance(values, list) else []
+    """Of lists or tuples in each other, as long as each first one."""
+    return [len(values), *(_shape(values[0]) if values else [])] if isinstance(values, (list, tuple)) else []
