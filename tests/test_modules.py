@@ -136,14 +136,6 @@ def test_state_dicts_that_do_not_fit() -> None:
     assert torch.equal(module(torch.ones(T, B, I))[0], before)
 
 
-def test_a_state_of_another_configuration_is_refused() -> None:
-    one, other = (tlq.LSTM(random_layers(Dice(1), I, H, 1, 1, preset)) for preset in ("int8", "int8_gates16"))
-    with pytest.raises(RuntimeError, match=r"grids_l0 must have no grid for part cx, got one: .* with the same configuration"):
-        one.load_state_dict(other.state_dict())
-    with pytest.raises(RuntimeError, match="grids_l0 must have a grid for part cx, got none: load"):
-        other.load_state_dict(one.state_dict())
-
-
 def test_a_cell_without_grids_is_saved_and_loaded() -> None:
     cell = fused(1, 1).cells()[0][0]
     qparams = CellQParams(weight_ih=cell.qparams.weight_ih, weight_hh=cell.qparams.weight_hh)

@@ -108,7 +108,7 @@ class PackedCells(nn.Module):
         def run(x: Tensor, h0: Tensor | None, c0: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
             return ops.lstm(x, h0, c0, self.packed(), self._shape, h_dtype, c_dtype, batch_sizes, lengths)
 
-        if not torch.is_grad_enabled() or not any(t is not None and t.requires_grad for t in (x, h0, c0)):
+        if not _wants_gradient(x, h0, c0):
             return run(x, h0, c0)
         kind = type(self).__name__
         if self.training:
@@ -149,7 +149,7 @@ class PackedCells(nn.Module):
             if type(hx) is not tuple or len(hx) != 2 or any(type(s) is not Tensor for s in hx):
                 return None
             h0, c0 = hx
-        if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (input, h0, c0)):
+        if _wants_gradient(input, h0, c0):
             return None
         bound = self._bound_layers()
         return None if bound is None else (bound, h0, c0)
@@ -283,6 +283,10 @@ def _inference_only(kind: str, got: str) -> RuntimeError:
         f"a fused {kind} is for inference only, got {got}: train before converting (torch_lstm_quant.prepare_qat), or call it "
         "under torch.no_grad() or on detached tensors"
     )
+
+
+def _wants_gradient(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
 def _nobody_watches() -> bool:
