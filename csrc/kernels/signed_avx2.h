@@ -8,7 +8,7 @@
 // that does not fit by itself goes there in two halves.
 //
 // For 64 products that is two vpmaddubsw, vpaddw, vpmaddwd and vpaddd, and a vpxor for each 32 weights, whatever the
-// rows of a tile: 5.7 operations with three rows, where masked_avx2.h has 7. What fits seldom, as rows whose values
+// rows of a tile: 5.3 operations with six rows, where masked_avx2.h has 7. What fits seldom, as rows whose values
 // spread over the whole of their grid, is left to that.
 //
 // Include it inside the target region.
@@ -97,8 +97,9 @@ struct SignedPairs : SignedDot {
       _mm256_store_si256(reinterpret_cast<__m256i*>(out + i), _mm256_andnot_si256(kept_apart, s));
       if (marked(kept_apart) != 0) keep_apart(s, marked(kept_apart), marked(halved), i / kGroup, apart);
     }
-    // i: what load_values adds counts as zeros
-    return -kMiddle * (total_of_sads(sum) - kMiddle * static_cast<int32_t>(i));
+    // what load_values adds counts as zeros; unsigned, since with very deep rows this may wrap
+    const auto loaded = static_cast<uint32_t>(i), total = static_cast<uint32_t>(total_of_sads(sum));
+    return static_cast<int32_t>(kMiddle * (kMiddle * loaded - total));
   }
 
  private:
