@@ -1,4 +1,4 @@
-// Aligned memory, and its division into parts.
+// Aligned memory, its division into parts, and the pages under it.
 #pragma once
 
 #if __has_include(<sys/mman.h>)

@@ -9,11 +9,6 @@
 // loads, 2.4 with a 16-bit grid on every part.
 #ifdef __x86_64__
 
-#include <immintrin.h>
-
-#include <cstring>
-#include <type_traits>
-
 #include "evaluators.h"
 #include "float_function.h"
 #include "kernels.h"

@@ -6,11 +6,6 @@
 // 214 G products/s of 236; one row reads 1 to 4 MB of weights at 90 GB/s, plain reads 100 to 118; tail 2.4 ns a unit.
 #ifdef __x86_64__
 
-#include <immintrin.h>
-
-#include <cstring>
-#include <type_traits>
-
 #include "evaluators.h"
 #include "float_function.h"
 #include "kernels.h"

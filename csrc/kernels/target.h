@@ -1,7 +1,13 @@
 // What follows LSTM_QUANT_BEGIN_TARGET("avx2,fma") is compiled for these instruction sets, up to LSTM_QUANT_END_TARGET,
 // and nothing else of the file: no header's inline code can leak them into code that runs on every machine, as with
-// -mavx2.
+// -mavx2. So what the headers there include is included here, before.
 #pragma once
+
+#include <immintrin.h>
+
+#include <algorithm>
+#include <cstring>
+#include <type_traits>
 
 #define LSTM_QUANT_PRAGMA(words) _Pragma(#words)
 
