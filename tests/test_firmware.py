@@ -199,6 +199,7 @@ def test_a_header_needs_the_name_of_a_variable(name: str, tmp_path: Path) -> Non
     module = tlq.LSTM(random_layers(Dice(5), 3, 4, 1, 1, "all_int8"))
     with pytest.raises(ValueError, match=f"must be a C identifier.*got '{name}'"):
         tlq.export_qparams(module, tmp_path / name)
+    assert not list(tmp_path.iterdir())
     assert len(tlq.export_qparams(module, tmp_path / name, formats=["json", "npz"])) == 2
 
 

@@ -186,3 +186,12 @@ def test_the_model_is_compiled_and_exported() -> None:
     for strict in (False, True):
         exported = torch.export.export(model, batch, dynamic_shapes=shapes, strict=strict).module()
         assert_same(exported(*batch), want)
+
+
+def test_a_trace_that_would_keep_its_lengths_is_refused() -> None:
+    prepared = tlq.prepare(nn.LSTM(3, 4).eval())
+    prepared(torch.randn(5, 2, 3))
+    reference = tlq.convert(prepared, backend="reference")
+    x, lengths = torch.randn(5, 2, 3), torch.tensor([5, 2])
+    with pytest.raises(RuntimeError, match="a ReferenceLSTM must be traced without lengths, got some"):
+        torch.jit.trace(lambda x, lengths: reference(x, None, lengths)[0], (x, lengths))

@@ -254,6 +254,12 @@ def test_a_backward_pass_is_refused(wants: int) -> None:
         assert not module(values[0], tuple(values[1:]))[0].requires_grad
 
 
+def test_what_is_trained_before_it_can_be_traced() -> None:
+    """torch.jit.trace compares its graph with one that it takes without gradients."""
+    model, x = nn.Sequential(nn.Linear(5, I), fused()), torch.randn(T, B, 5)
+    assert torch.equal(torch.jit.trace(model, (x,))(x)[0], model(x)[0])
+
+
 @pytest.mark.parametrize("move", [nn.Module.half, nn.Module.double, nn.Module.bfloat16])
 def test_moves_that_are_refused(move: Any) -> None:
     module = fused()

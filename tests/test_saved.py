@@ -22,7 +22,7 @@ from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor, nn
 
 import torch_lstm_quant as tlq
-from torch_lstm_quant import ops
+from torch_lstm_quant import ops, saved_states
 from torch_lstm_quant.cell import Cell
 from torch_lstm_quant.format_version import FORMAT_VERSION
 from torch_lstm_quant.packed_cells import PackedCells
@@ -126,6 +126,11 @@ def test_states_without_values_have_no_version() -> None:
 
 # States that are another module's, or not whole
 
+
+def other_lstm() -> tlq.LSTM:
+    return tlq.LSTM(random_layers(Dice(9), I, H, 2, 2, "int8"))
+
+
 FOREIGN: dict[str, tuple[Callable[[], dict[str, Tensor]], str]] = {
     "of nn.LSTM": (
         lambda: nn.LSTM(I, H, 2, bidirectional=True).state_dict(),
@@ -144,8 +149,12 @@ FOREIGN: dict[str, tuple[Callable[[], dict[str, Tensor]], str]] = {
         lambda: tlq.LSTM(random_layers(Dice(0), I, H, 3, 2, "int8")).state_dict(),
         r'Unexpected key.*"rnn.weight_ih_l2"',
     ),
+    "with a key too many": (
+        lambda: {**other_lstm().state_dict(), "weight_hr_l0": torch.zeros(1)},
+        r'Unexpected key.*"rnn.weight_hr_l0"',
+    ),
     "truncated": (
-        lambda: dict(list(lstm().state_dict().items())[:20]),
+        lambda: dict(list(other_lstm().state_dict().items())[:20]),
         r'Missing key.*"rnn.bias_hh_l1_reverse"',
     ),
     "empty": (dict, r'Missing key.*"rnn.grids_l0"'),
@@ -156,8 +165,13 @@ FOREIGN: dict[str, tuple[Callable[[], dict[str, Tensor]], str]] = {
 def test_states_of_other_modules_are_refused(name: str) -> None:
     state, message = FOREIGN[name]
     model = nn.ModuleDict({"rnn": lstm()})
+    rnn = model["rnn"]
+    assert isinstance(rnn, tlq.LSTM)
+    before, want = rnn.fingerprint(), outputs(rnn)
     with pytest.raises(RuntimeError, match=message):
         model.load_state_dict({f"rnn.{key}": value for key, value in state().items()})
+    assert_same(rnn, want)
+    assert saved_states.fingerprint(rnn.cells()) == before
 
 
 @pytest.mark.parametrize("preset", ["int8", "int8_gates16", "fixed16", "all_int8"])

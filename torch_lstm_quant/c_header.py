@@ -84,16 +84,25 @@ _TABLES = {torch.int16: "table16", torch.int32: "table32", torch.float32: "table
 _PER_LINE = 16
 
 
-def c_header(name: str, document: Mapping[str, Any], arrays: Mapping[str, Tensor]) -> str:
-    """The text of a header that defines ``<name>_model``, from what :func:`torch_lstm_quant.firmware.describe` gave.
+def check_header_name(name: str) -> None:
+    """Refuse what is no C identifier, or one that the header's own types could have.
 
     Raises:
-        ValueError: ``name`` is no identifier, or one that the header's own types could have.
+        ValueError: what it must be, and what it is.
     """
     if not re.fullmatch("[A-Za-z][A-Za-z0-9_]*", name) or name.startswith("lstmq"):
         raise ValueError(
-            f"a C header is named as its variables are: it must be a C identifier that does not begin with lstmq, got {name!r}"
+            "a C header is named as its variables are: it must be a C identifier that does not begin with lstmq, such as "
+            f"my_model, got {name!r}"
         )
+
+
+def c_header(name: str, document: Mapping[str, Any], arrays: Mapping[str, Tensor]) -> str:
+    """The text of a header that defines ``<name>_model``, from what :func:`torch_lstm_quant.firmware.describe` gave.
+
+    Args:
+        name: one that :func:`check_header_name` takes.
+    """
     prefix, guard = name, f"LSTMQ_{name}_H"
     cells = ",\n".join(_cell(cell, prefix, arrays, document) for cell in document["cells"])
     sizes = {key: document[key] for key in ("input_size", "hidden_size", "proj_size", "num_layers")}

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torch_lstm_quant.c_header import c_header
+from torch_lstm_quant.c_header import c_header, check_header_name
 from torch_lstm_quant.cell import Cell
 from torch_lstm_quant.exported_cell import Function, Fused, Projection, check_folder, check_fused, functions, projections
 from torch_lstm_quant.qparams import GATES, GRID_FIELDS, PER_GATE_PARTS, SECOND_GRIDS, QParams
@@ -48,6 +48,8 @@ def export_qparams(module: Fused, path: str | Path, *, formats: Sequence[str] = 
     path = Path(path)
     if path.suffix[1:] in FORMATS or not path.name:
         raise ValueError(f"path must be a name without {path.suffix or 'a suffix'}, which is added to it, got {str(path)!r}")
+    if "h" in formats:
+        check_header_name(path.name)
     check_folder(path)
     document, arrays = describe(module)
     written = []

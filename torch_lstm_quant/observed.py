@@ -260,6 +260,11 @@ def _run_padded(
     lstm: ObservedLSTM | ReferenceLSTM, input: Tensor | PackedSequence, hx: States | None, lengths: Lengths
 ) -> tuple[Tensor, States]:
     """A call with ``lengths`` as one with the PackedSequence of the same rows."""
+    if torch._C._get_tracing_state() is not None:
+        raise RuntimeError(
+            f"torch.jit.trace would keep the lengths of its example for every call: a {type(lstm).__name__} must be traced "
+            "without lengths, got some: trace the fused LSTM (backend='fused'), which reads them at each call"
+        )
     x, _, _, checked = Shape.of(lstm).unpack_padded(input, hx, lengths)
     if not checked.numel():  # which torch cannot pack
         return lstm.forward(input, hx)  # type: ignore[return-value]

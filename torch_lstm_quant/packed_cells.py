@@ -108,14 +108,20 @@ class PackedCells(nn.Module):
         def run(x: Tensor, h0: Tensor | None, c0: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
             return ops.lstm(x, h0, c0, self.packed(), self._shape, h_dtype, c_dtype, batch_sizes, lengths)
 
+        def detached() -> tuple[Tensor, Tensor, Tensor]:
+            return run(x.detach(), *(None if state is None else state.detach() for state in (h0, c0)))
+
+        # torch.jit.trace traces again without gradients, and wants the same graph
+        if torch._C._get_tracing_state() is not None and not self.training:
+            return detached()
         if not _wants_gradient(x, h0, c0):
             return run(x, h0, c0)
         kind = type(self).__name__
         if self.training:
             raise _inference_only(kind, "a tensor that requires a gradient in training mode")
-        if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
-            # they would take the backward pass down too, though most who compile in eval mode never ask for one
-            return run(x.detach(), *(None if state is None else state.detach() for state in (h0, c0)))
+        if torch.compiler.is_compiling():
+            # it would take the backward pass down too, though most who compile in eval mode never ask for one
+            return detached()
         outputs: tuple[Tensor, Tensor, Tensor] = _WithoutBackward.apply(kind, run, x, h0, c0)  # type: ignore[no-untyped-call]
         return outputs
 
@@ -220,12 +226,16 @@ class PackedCells(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         kind = type(self).__name__
-        error_msgs: list[str] = args[-1]
+        _, strict, missing_keys, unexpected_keys, error_msgs = args
+
+        def problems() -> int:
+            return len(error_msgs) + (len(missing_keys) + len(unexpected_keys) if strict else 0)
+
         problem = format_problem(state_dict.setdefault(f"{prefix}_extra_state", 0))
         if problem is not None:
             error_msgs.append(f"{prefix.removesuffix('.') or kind}: {problem}")
             return
-        known_errors = len(error_msgs)
+        known_problems = problems()
         own = dict(self.named_buffers(remove_duplicate=False))
         for name, buffer in own.items():
             loaded = state_dict.get(prefix + name)
@@ -246,12 +256,12 @@ class PackedCells(nn.Module):
         self._buffers.update({name: buffer.clone() for name, buffer in own.items() if name != "_packed"})
         super()._load_from_state_dict(state_dict, prefix, *args)
         on_meta = any(buffer.is_meta for name, buffer in self.named_buffers() if name != "_packed")
-        if len(error_msgs) == known_errors and not on_meta:
+        if problems() == known_problems and not on_meta:
             try:
                 self._packed = ops.pack(self.cells())
             except ValueError as error:
                 error_msgs.append(f"{prefix.removesuffix('.') or kind}: {error}")
-        if len(error_msgs) > known_errors:
+        if problems() > known_problems:
             self._buffers.update(own)
 
     def _apply(self: _Self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> _Self:
