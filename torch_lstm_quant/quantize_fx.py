@@ -131,7 +131,7 @@ def _check_fake_quantizes(observed: Observed) -> None:
 
 
 def convert(model: nn.Module, backend: str = "fused") -> nn.Module:
-    """A copy of a prepared and calibrated ``model`` with its observed LSTMs converted.
+    """A copy of a prepared and calibrated ``model`` with its observed LSTMs converted; all else keeps its mode, train or eval.
 
     Args:
         model: what :func:`prepare` gave, run on calibration data or trained; or a model in which torch.ao's flow, or a
