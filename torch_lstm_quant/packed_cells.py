@@ -226,16 +226,12 @@ class PackedCells(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         kind = type(self).__name__
-        _, strict, missing_keys, unexpected_keys, error_msgs = args
-
-        def problems() -> int:
-            return len(error_msgs) + (len(missing_keys) + len(unexpected_keys) if strict else 0)
-
+        error_msgs: list[str] = args[-1]
         problem = format_problem(state_dict.setdefault(f"{prefix}_extra_state", 0))
         if problem is not None:
             error_msgs.append(f"{prefix.removesuffix('.') or kind}: {problem}")
             return
-        known_problems = problems()
+        known_errors = len(error_msgs)
         own = dict(self.named_buffers(remove_duplicate=False))
         for name, buffer in own.items():
             loaded = state_dict.get(prefix + name)
@@ -252,16 +248,17 @@ class PackedCells(nn.Module):
                 problem = _grids_problem(loaded, buffer)
                 if problem is not None:
                     error_msgs.append(f"{prefix}{name} {problem}")
-        # loaded into copies, so that the module stays as it was where anything does not fit
+        # loaded into copies, so that the module stays as it was where a value does not fit; of keys too many or too few, torch
+        # does not tell whether they are allowed (strict)
         self._buffers.update({name: buffer.clone() for name, buffer in own.items() if name != "_packed"})
         super()._load_from_state_dict(state_dict, prefix, *args)
         on_meta = any(buffer.is_meta for name, buffer in self.named_buffers() if name != "_packed")
-        if problems() == known_problems and not on_meta:
+        if len(error_msgs) == known_errors and not on_meta:
             try:
                 self._packed = ops.pack(self.cells())
             except ValueError as error:
                 error_msgs.append(f"{prefix.removesuffix('.') or kind}: {error}")
-        if problems() > known_problems:
+        if len(error_msgs) > known_errors:
             self._buffers.update(own)
 
     def _apply(self: _Self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> _Self:
