@@ -17,28 +17,22 @@
 #pragma once
 
 #include "operands_avx2.h"
-#include "simd_avx2.h"
 
 namespace lstm_quant {
 namespace {
 
 // Any row.
-struct MaskedDot {
-  using V = Avx2;
+struct MaskedDot : Int32Dot {
   using Weights = __m256i;
-  using Sum = __m256i;
   struct Operand {
     __m256i magnitude;
     __m256i mask;
   };
   static constexpr int kGroups = 1;
   static constexpr bool kApart = false;
-  static constexpr size_t kPartedGroups = 0;
   static constexpr int kOperandBytes = 2 * kGroup;
   static constexpr bool kPrefetches = true;
   static constexpr int kMaxRows = 3;
-  static constexpr bool kFetchesLater = true;
-  static constexpr int kSplit = 1;
   static constexpr int kFetchBytes = 1024;
 
   static constexpr int vectors(int rows) { return rows > 1 ? 4 : 8; }
@@ -48,10 +42,6 @@ struct MaskedDot {
     std::memcpy(&mask, p + kGroup, kGroup);
     return {_mm256_set1_epi32(magnitude), _mm256_set1_epi32(mask)};
   }
-  static Sum start(const BlockWeights& block, int column, int32_t row_sum) {
-    return first_sums<V>(block, column, block.offset + kMiddle, row_sum);
-  }
-  static Sum zero() { return _mm256_setzero_si256(); }
   static Weights load_once(const char* p) { return load256(p); }
   static Weights load(const char* p) { return load256(p); }
   // In int16, two neighbours together.
@@ -61,8 +51,6 @@ struct MaskedDot {
   static Sum add(Sum sum, Operand operand, Weights weights) {
     return _mm256_add_epi32(sum, _mm256_madd_epi16(products(operand, weights), _mm256_set1_epi16(1)));
   }
-  static Sum join(Sum a, Sum b) { return _mm256_add_epi32(a, b); }
-  static V::F total(Sum sum) { return V::to_float(sum); }
 
   // Writes a row, and returns what it adds to the sums of all columns.
   static int32_t write(const uint8_t* values, size_t count, char* out, ApartList&) {

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "simd_avx2.h"
 #include "sums-inl.h"
 
 namespace lstm_quant {
@@ -55,6 +56,22 @@ inline __m256i seconds_above(__m256i v, int16_t most) {
 inline unsigned marked(__m256i groups) {
   return static_cast<unsigned>(_mm256_movemask_ps(_mm256_castsi256_ps(groups)));
 }
+
+// What all Dots here have in common: int32 sums of values less the middle.
+struct Int32Dot {
+  using V = Avx2;
+  using Sum = __m256i;
+  static constexpr size_t kPartedGroups = 0;
+  static constexpr bool kFetchesLater = true;
+  static constexpr int kSplit = 1;
+
+  static Sum start(const BlockWeights& block, int column, int32_t row_sum) {
+    return first_sums<V>(block, column, block.offset + kMiddle, row_sum);
+  }
+  static Sum zero() { return _mm256_setzero_si256(); }
+  static Sum join(Sum a, Sum b) { return _mm256_add_epi32(a, b); }
+  static V::F total(Sum sum) { return V::to_float(sum); }
+};
 
 // The groups that a row keeps apart, for which there may be too little room.
 class ApartList {

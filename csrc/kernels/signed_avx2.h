@@ -15,17 +15,14 @@
 #pragma once
 
 #include "operands_avx2.h"
-#include "simd_avx2.h"
 
 namespace lstm_quant {
 namespace {
 
 // A group that fits.
-struct SignedDot {
-  using V = Avx2;
+struct SignedDot : Int32Dot {
   using Operand = __m256i;
   using Weights = __m256i;
-  using Sum = __m256i;
 
   static Operand operand(const char* p) {
     int32_t group;
@@ -56,28 +53,19 @@ struct SignedPairs : SignedDot {
   };
   static constexpr int kGroups = 2;
   static constexpr bool kApart = true;
-  static constexpr size_t kPartedGroups = 0;
   static constexpr int kOperandBytes = 2 * kGroup;
   static constexpr int kMaxRows = 6;
-  static constexpr bool kFetchesLater = true;
-  static constexpr int kSplit = 1;
   static constexpr int kFetchBytes = 0;
   // Of rows of which more than one in so many pairs does not fit, masked pairs take less time.
   static constexpr size_t kPairsApart = 6;
 
   static constexpr int vectors(int rows) { return rows == 1 ? 8 : rows == 2 ? 4 : 2; }
   static Operand operand(const char* p) { return {SignedDot::operand(p), SignedDot::operand(p + kGroup)}; }
-  static Sum start(const BlockWeights& block, int column, int32_t row_sum) {
-    return first_sums<V>(block, column, block.offset + kMiddle, row_sum);
-  }
-  static Sum zero() { return _mm256_setzero_si256(); }
   static Weights load(const char* p) { return {SignedDot::load(p), SignedDot::load(p + kWeightBytes)}; }
   static Sum add(Sum sum, Operand operand, Weights weights) {
     return add_products(sum, _mm256_add_epi16(_mm256_maddubs_epi16(weights.first, operand.first),
                                               _mm256_maddubs_epi16(weights.second, operand.second)));
   }
-  static Sum join(Sum a, Sum b) { return _mm256_add_epi32(a, b); }
-  static V::F total(Sum sum) { return V::to_float(sum); }
 
   // Writes a row, and returns what it adds to the sums of all columns.
   static int32_t write(const uint8_t* values, size_t count, char* out, ApartList& apart) {
