@@ -232,34 +232,6 @@ def test_calls_that_are_refused(name: str) -> None:
         fused()(*arguments)
 
 
-def test_training_is_refused() -> None:
-    module, x = fused().train(), X.clone().requires_grad_()
-    with pytest.raises(RuntimeError, match="a fused LSTM is for inference only, got a tensor that requires a gradient"):
-        module(x)
-    with torch.no_grad():
-        assert not module(x)[0].requires_grad
-
-
-@pytest.mark.parametrize("wants", [0, 1, 2])
-def test_a_backward_pass_is_refused(wants: int) -> None:
-    """In eval mode too, where what stands before would otherwise be trained by nothing, unnoticed."""
-    module, values = fused(), [X, *states()]
-    plain = module(values[0], tuple(values[1:]))[0]
-    values[wants] = values[wants].clone().requires_grad_()
-    one, _ = module(values[0], tuple(values[1:]))
-    assert torch.equal(one, plain)
-    with pytest.raises(RuntimeError, match="a fused LSTM is for inference only, got a backward pass"):
-        one.sum().backward()
-    with torch.no_grad():
-        assert not module(values[0], tuple(values[1:]))[0].requires_grad
-
-
-def test_what_is_trained_before_it_can_be_traced() -> None:
-    """torch.jit.trace compares its graph with one that it takes without gradients."""
-    model, x = nn.Sequential(nn.Linear(5, I), fused()), torch.randn(T, B, 5)
-    assert torch.equal(torch.jit.trace(model, (x,))(x)[0], model(x)[0])
-
-
 @pytest.mark.parametrize("move", [nn.Module.half, nn.Module.double, nn.Module.bfloat16])
 def test_moves_that_are_refused(move: Any) -> None:
     module = fused()

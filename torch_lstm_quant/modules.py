@@ -56,8 +56,7 @@ class LSTM(PackedCells):
         Raises:
             TypeError, ValueError: a call that ``nn.LSTM`` would refuse too, tensors that are not float32 on the CPU, lengths
                 that do not fit.
-            RuntimeError: in training mode with an input or state that requires a gradient; in eval mode, the backward pass.
-                (Compiled, exported or traced, no gradient is returned.)
+            RuntimeError: from a backward pass.
         """
         direct = self._run_direct(input, hx) if lengths is None else None
         if direct is not None:
@@ -152,8 +151,7 @@ class LSTMCell(PackedCells):
 
         Raises:
             TypeError, ValueError: a call that ``nn.LSTMCell`` would refuse too, or tensors that are not float32 on the CPU.
-            RuntimeError: in training mode with an input or state that requires a gradient; in eval mode, the backward pass.
-                (Compiled, exported or traced, no gradient is returned.)
+            RuntimeError: from a backward pass.
         """
         plain = self._plain_call(input, hx)
         states = None if plain is None else _direct.lstm_cell(plain[0], input, plain[1], plain[2])

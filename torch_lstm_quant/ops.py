@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from importlib.machinery import EXTENSION_SUFFIXES
+from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -81,6 +83,34 @@ def _fake_lstm(
 
 torch.library.register_fake("torch_lstm_quant::pack", _fake_pack)
 torch.library.register_fake("torch_lstm_quant::lstm", _fake_lstm)
+
+
+# The backward pass, which raises: giving no gradient, as an operator without one does, would train what stands before an LSTM
+# with nothing, and say nothing. It is an operator of its own, so that what is compiled raises when it runs. It takes all
+# gradients, since a compiler moves into the forward pass what depends on none that is given.
+@torch.library.custom_op("torch_lstm_quant::lstm_backward", mutates_args=())
+def _lstm_backward(output: Tensor | None, h_n: Tensor | None, c_n: Tensor | None, wanted: Tensor) -> Tensor:
+    raise RuntimeError(
+        "a fused LSTM or LSTMCell is for inference only, got a backward pass: train before converting "
+        "(torch_lstm_quant.prepare_qat), or call it under torch.no_grad() or on detached tensors"
+    )
+
+
+@_lstm_backward.register_fake
+def _fake_lstm_backward(output: Tensor | None, h_n: Tensor | None, c_n: Tensor | None, wanted: Tensor) -> Tensor:
+    return torch.empty_like(wanted)
+
+
+def _keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.save_for_backward(*inputs[:3])
+
+
+def _backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+    inputs = zip_longest(ctx.saved_tensors, ctx.needs_input_grad)
+    return tuple(_lstm_backward(*gradients, wanted) if needs else None for wanted, needs in inputs)
+
+
+torch.library.register_autograd("torch_lstm_quant::lstm", _backward, setup_context=_keep_inputs)
 
 
 def pack(layers: Sequence[Sequence[Cell]]) -> Tensor:

@@ -103,27 +103,7 @@ class PackedCells(nn.Module):
         batch_sizes: Tensor | None = None,
         lengths: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The kernel, which gives no gradient: asking for one raises."""
-
-        def run(x: Tensor, h0: Tensor | None, c0: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-            return ops.lstm(x, h0, c0, self.packed(), self._shape, h_dtype, c_dtype, batch_sizes, lengths)
-
-        def detached() -> tuple[Tensor, Tensor, Tensor]:
-            return run(x.detach(), *(None if state is None else state.detach() for state in (h0, c0)))
-
-        # torch.jit.trace traces again without gradients, and wants the same graph
-        if torch._C._get_tracing_state() is not None and not self.training:
-            return detached()
-        if not _wants_gradient(x, h0, c0):
-            return run(x, h0, c0)
-        kind = type(self).__name__
-        if self.training:
-            raise _inference_only(kind, "a tensor that requires a gradient in training mode")
-        if torch.compiler.is_compiling():
-            # it would take the backward pass down too, though most who compile in eval mode never ask for one
-            return detached()
-        outputs: tuple[Tensor, Tensor, Tensor] = _WithoutBackward.apply(kind, run, x, h0, c0)  # type: ignore[no-untyped-call]
-        return outputs
+        return ops.lstm(x, h0, c0, self.packed(), self._shape, h_dtype, c_dtype, batch_sizes, lengths)
 
     def _integer_form(self) -> IntegerForm:
         """What ``forward_integers`` takes and gives.
@@ -148,7 +128,7 @@ class PackedCells(nn.Module):
 
         Those go around torch's dispatcher, which takes longer than a small step.
         """
-        if self.training or type(input) is not Tensor or not _nobody_watches():
+        if type(input) is not Tensor or not _nobody_watches():
             return None
         h0 = c0 = None
         if hx is not None:
@@ -270,26 +250,6 @@ class PackedCells(nn.Module):
                     f"on {moved.device}: move the model before quantizing, or its other modules one by one"
                 )
         return super()._apply(fn, recurse)  # type: ignore[no-any-return, no-untyped-call]
-
-
-class _WithoutBackward(torch.autograd.Function):
-    """``run(*tensors)``, whose backward pass raises, where returning no gradient would train nothing, and say nothing."""
-
-    @staticmethod
-    def forward(ctx: Any, kind: str, run: Callable[..., tuple[Tensor, ...]], *tensors: Tensor | None) -> tuple[Tensor, ...]:
-        ctx.kind = kind
-        return run(*tensors)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> None:
-        raise _inference_only(ctx.kind, "a backward pass")
-
-
-def _inference_only(kind: str, got: str) -> RuntimeError:
-    return RuntimeError(
-        f"a fused {kind} is for inference only, got {got}: train before converting (torch_lstm_quant.prepare_qat), or call it "
-        "under torch.no_grad() or on detached tensors"
-    )
 
 
 def _wants_gradient(*tensors: Tensor | None) -> bool:
