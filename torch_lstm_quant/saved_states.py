@@ -15,6 +15,7 @@ from torch_lstm_quant.cell import Cell
 
 FORMAT = 1
 _KEYS = ("format", "module", "h", "c")
+_MOST_NAMED = 5  # of the keys that should not be there
 
 
 def fingerprint(layers: Sequence[Sequence[Cell]]) -> str:
@@ -46,9 +47,9 @@ def load(saved: object, module: str) -> tuple[object, object]:
         raise ValueError(f"saved must have format {FORMAT}, got {saved['format']!r}: {advice}")
     more = [key for key in saved if key not in _KEYS]
     if more:
-        raise ValueError(
-            f"saved must have only what save() puts there, {', '.join(_KEYS)}, got {', '.join(map(repr, more))} too"
-        )
+        rest = len(more) - _MOST_NAMED
+        got = ", ".join(map(repr, more[:_MOST_NAMED])) + (f" and {rest} more" if rest > 0 else "")
+        raise ValueError(f"saved must have only what save() puts there, {', '.join(_KEYS)}, got {got} too")
     if saved["module"] != module:
         raise ValueError(
             f"saved must be of a module with the same grids, weights and biases as the stream's, of SHA-256 {module[:12]}, "
