@@ -280,6 +280,7 @@ BAD_LENGTHS = {
         ValueError,
         f"got 1 to {1 << 63}",
     ),
+    "tensors that are no scalars": ([torch.tensor([3]), 6, 1, 4], TypeError, r"got \[tensor\(\[3\]\), 6, 1, 4\]"),
     "without values": ([torch.tensor(3, device="meta")] * 4, TypeError, "lengths must be integers, as a tensor or a sequence"),
     "bytes": (bytes([3, 6, 1, 4]), TypeError, "lengths must be integers, as a tensor or a sequence, got b"),
     "a bool among them": ([3, 6, True, 4], TypeError, "lengths must be integers, as a tensor or a sequence, got"),

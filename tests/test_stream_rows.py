@@ -129,6 +129,7 @@ BAD_ROWS: dict[str, tuple[Any, type[Exception], str]] = {
     "bools": ([True, False], TypeError, "rows must be ints, got True"),
     "bools of numpy": ([numpy.bool_(True), 0], TypeError, r"rows must be ints, got (np\.)?True"),
     "tensors of bools": ([torch.tensor(True), 0], TypeError, r"rows must be ints, got tensor\(True\)"),
+    "tensors that are no scalars": ([torch.tensor([0]), 1], TypeError, r"rows must be ints, got tensor\(\[0\]\)"),
     "without a value": ([torch.tensor(1, device="meta"), 0], TypeError, "rows must be ints, got tensor"),
     "strings": (["a", "b"], TypeError, "rows must be ints, got 'a'"),
     "None inside": ([None, 0], TypeError, "rows must be ints, got None"),

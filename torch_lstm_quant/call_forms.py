@@ -298,20 +298,27 @@ def _out_of_range(steps: int, least: int, most: int) -> ValueError:
 
 
 def _integers(lengths: object) -> list[int]:
-    """Those of a list, tuple or array. Sets and dicts have no order of rows, and a bool is no length."""
+    """Those of a list, tuple or array. Sets and dicts have no order of rows."""
     ordered = hasattr(lengths, "__getitem__") and not isinstance(lengths, (Mapping, str, bytes, bytearray))
     try:
-        values = list(lengths) if ordered else None  # type: ignore[call-overload]
-        if values is not None and not any(map(is_bool, values)):
-            return [operator.index(value) for value in values]
-    except (TypeError, RuntimeError):  # the second where a tensor has no value
+        if ordered:
+            return [integer_of(value) for value in lengths]  # type: ignore[attr-defined]
+    except TypeError:
         pass
     raise TypeError(f"lengths must be integers, as a tensor or a sequence, got {lengths!r}")
 
 
-def is_bool(value: object) -> bool:
-    """Whether it is one of Python's, or a scalar of bools, which Python takes as an index."""
-    return "bool" in str(getattr(value, "dtype", type(value)))
+def integer_of(value: object) -> int:
+    """An integer, of Python or a scalar of another kind; else a TypeError.
+
+    Python takes bools and tensors of one element as an index too, but they are seldom meant as one.
+    """
+    if "bool" not in str(getattr(value, "dtype", type(value))) and not getattr(value, "shape", ()):
+        try:
+            return operator.index(value)  # type: ignore[arg-type]
+        except RuntimeError:  # of a tensor that has no value
+            pass
+    raise TypeError(f"needed an integer, got {value!r}")
 
 
 def _permute(state: Tensor, order: Tensor | None) -> Tensor:

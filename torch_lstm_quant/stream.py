@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 
 from torch_lstm_quant import _direct, ops, saved_states
-from torch_lstm_quant.call_forms import CPU, INTEGER_DTYPES, States, check_tensor, is_bool, split_states
+from torch_lstm_quant.call_forms import CPU, INTEGER_DTYPES, States, check_tensor, integer_of, split_states
 from torch_lstm_quant.modules import LSTM, LSTMCell
 
 _FORM = "[{rows}, {size}] (one step) or [T, {count}, {size}] (a chunk, steps first)"
@@ -225,13 +224,11 @@ class Stream(_direct.Stream):
         raise ValueError("out must not overlap x: leave it out, or pass another tensor")
 
 
-def _number(row: Any) -> int:
+def _number(row: object) -> int:
     try:
-        if not is_bool(row):
-            return operator.index(row)
-    except (TypeError, RuntimeError):  # the second where a tensor has no value
-        pass
-    raise TypeError(f"rows must be ints, got {row!r}")
+        return integer_of(row)
+    except TypeError as error:
+        raise TypeError(f"rows must be ints, got {row!r}") from error
 
 
 def _plain_state(name: str, state: object, needed: list[int], width: str, advice: str) -> Tensor:
