@@ -117,9 +117,21 @@ def test_versions_that_are_none(found: Any) -> None:
         module.load_state_dict({**module.state_dict(), "_extra_state": found})
 
 
+@pytest.mark.parametrize("on_meta", [False, True])
+def test_a_version_without_a_value_is_refused(on_meta: bool) -> None:
+    module = lstm().to("meta") if on_meta else lstm()
+    state = {**lstm(3).state_dict(), "_extra_state": torch.tensor(FORMAT_VERSION, device="meta")}
+    with pytest.raises(RuntimeError, match=r"LSTM: the format version must be .*, got a tensor on the meta device"):
+        module.load_state_dict(state, assign=on_meta)
+    assert module.packed().is_meta == on_meta
+    if not on_meta:
+        assert_same(module, outputs(lstm()))
+
+
 def test_states_without_values_have_no_version() -> None:
     skeleton = copy.deepcopy(lstm()).to("meta")
     skeleton.load_state_dict(copy.deepcopy(skeleton).state_dict())
+    skeleton.load_state_dict({name: value.to("meta") for name, value in lstm().state_dict().items()})
     skeleton.load_state_dict(lstm(3).state_dict(), assign=True)
     assert_same(skeleton, outputs(lstm(3)))
 

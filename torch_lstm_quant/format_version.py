@@ -14,7 +14,7 @@ def format_problem(found: object) -> str | None:
     """What is wrong with the format version of something that was saved, and what to do; None if it can be loaded."""
     if isinstance(found, Tensor):
         if found.is_meta:
-            return None  # it has no values, as the rest of its state dict
+            return f"the format version must be an integer from 0 to {FORMAT_VERSION}, got a tensor on the meta device"
         found = found.item() if found.numel() == 1 else found.tolist()
     if not isinstance(found, int) or isinstance(found, bool) or found < 0:
         return f"the format version must be an integer from 0 to {FORMAT_VERSION}, got {found!r}"

@@ -207,12 +207,15 @@ class PackedCells(nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         kind = type(self).__name__
         error_msgs: list[str] = args[-1]
-        problem = format_problem(state_dict.setdefault(f"{prefix}_extra_state", 0))
-        if problem is not None:
-            error_msgs.append(f"{prefix.removesuffix('.') or kind}: {problem}")
-            return
-        known_errors = len(error_msgs)
         own = dict(self.named_buffers(remove_duplicate=False))
+        found = state_dict.setdefault(f"{prefix}_extra_state", 0)
+        # what is on the meta device as a whole has no version, and no values that could be of another
+        if _holds_values([found, *(state_dict[prefix + name] for name in own if prefix + name in state_dict)]):
+            problem = format_problem(found)
+            if problem is not None:
+                error_msgs.append(f"{prefix.removesuffix('.') or kind}: {problem}")
+                return
+        known_errors = len(error_msgs)
         for name, buffer in own.items():
             loaded = state_dict.get(prefix + name)
             # copying would truncate floats to integers
@@ -275,6 +278,10 @@ def _grids_problem(loaded: Tensor, own: Tensor) -> str | None:
             words = ("a grid for part {}, got none" if needed else "no grid for part {}, got one").format(name)
             return f"must have {words}: load it into a module that was quantized with the same configuration"
     return None
+
+
+def _holds_values(state: Sequence[object]) -> bool:
+    return not all(isinstance(value, Tensor) and value.is_meta for value in state)
 
 
 def _own(tensor: Tensor) -> Tensor:
