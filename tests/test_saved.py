@@ -136,6 +136,21 @@ def test_states_without_values_have_no_version() -> None:
     assert_same(skeleton, outputs(lstm(3)))
 
 
+def test_a_state_brings_its_biases(make: Callable[[int], PackedCells]) -> None:
+    """What ``bias`` says is that of the cells, as they are after loading."""
+    with_bias, without = make(5), make(6)
+    without.load_state_dict(
+        {name: torch.zeros_like(value) if name.startswith("bias") else value for name, value in without.state_dict().items()}
+    )
+    assert (with_bias.bias, without.bias) == (True, False)
+    state = copy.deepcopy(without.state_dict())
+    without.load_state_dict(with_bias.state_dict())
+    assert without.bias
+    assert_same(without, outputs(with_bias))
+    without.load_state_dict(state)
+    assert not without.bias
+
+
 # States that are another module's, or not whole
 
 

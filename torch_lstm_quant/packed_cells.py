@@ -52,7 +52,7 @@ class PackedCells(nn.Module):
         self.input_size = cells[0].input_size
         self.hidden_size = cells[0].hidden_size
         self.proj_size = cells[0].proj_size
-        self.bias = any(bool(b.any()) for cell in cells for b in (cell.bias_ih, cell.bias_hh))
+        self.bias = _have_bias(layers)
         self._shape = Shape(self.input_size, self.hidden_size, len(layers), len(layers[0]), batch_first, self.proj_size)
         self._limits: dict[str, tuple[int, int]] = {}
         for suffix, cell in zip(self._suffixes(), cells, strict=True):
@@ -238,7 +238,8 @@ class PackedCells(nn.Module):
         on_meta = any(buffer.is_meta for name, buffer in self.named_buffers() if name != "_packed")
         if len(error_msgs) == known_errors and not on_meta:
             try:
-                self._packed = ops.pack(self.cells())
+                layers = self.cells()
+                self._packed, self.bias = ops.pack(layers), _have_bias(layers)
             except ValueError as error:
                 error_msgs.append(f"{prefix.removesuffix('.') or kind}: {error}")
         if len(error_msgs) > known_errors:
@@ -278,6 +279,11 @@ def _grids_problem(loaded: Tensor, own: Tensor) -> str | None:
             words = ("a grid for part {}, got none" if needed else "no grid for part {}, got one").format(name)
             return f"must have {words}: load it into a module that was quantized with the same configuration"
     return None
+
+
+def _have_bias(layers: Sequence[Sequence[Cell]]) -> bool:
+    """Whether any is not zero: cells without biases have zeros in their place."""
+    return any(bool(bias.any()) for cells in layers for cell in cells for bias in (cell.bias_ih, cell.bias_hh))
 
 
 def _holds_values(state: Sequence[object]) -> bool:
