@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -234,6 +235,16 @@ def test_what_cannot_be_written_is_refused(two: nn.Module, tmp_path: Path) -> No
         tlq.onnx_translation_table(twins)
     with pytest.raises(ValueError, match="on the meta device"):
         tlq.export_onnx(copy.deepcopy(two.first).to("meta"), file)
+    assert not file.exists()
+
+
+@torchs_warnings
+def test_a_model_in_training_mode_is_refused_in_our_words(two: nn.Module, tmp_path: Path) -> None:
+    file, model = tmp_path / "model.onnx", copy.deepcopy(two).eval()
+    model.first.train()
+    message = "a fused LSTM is for inference only, got first in training mode: call model.eval() first"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        tlq.export_onnx(model, file, (torch.randn(3, 2, 6).requires_grad_(),))
     assert not file.exists()
 
 
