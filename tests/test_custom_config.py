@@ -129,9 +129,9 @@ def test_an_lstm_with_an_ordinary_qconfig(model: Model) -> None:
 @pytest.mark.parametrize(
     ("attempt", "message"),
     [
-        (lambda: tlq.qconfig_mapping("int8"), "qconfig must be of class LSTMQConfig, got str"),
+        (lambda: tlq.qconfig_mapping("int8"), "qconfig must be an LSTMQConfig, got str"),
         (lambda: tlq.qconfig_mapping(tlq.LSTMQConfig(), {}), "base must be of class QConfigMapping, got dict"),
-        (lambda: tlq.prepare_custom_config("int8"), "qconfig must be of class LSTMQConfig, got str"),
+        (lambda: tlq.prepare_custom_config("int8"), "qconfig must be an LSTMQConfig, got str"),
         (lambda: tlq.prepare_custom_config(base={}), "base must be of class PrepareCustomConfig, got dict"),
         (lambda: tlq.convert_custom_config(base={}), "base must be of class ConvertCustomConfig, got dict"),
         (lambda: tlq.backend_config({}), "base must be of class BackendConfig, got dict"),

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from torch.ao.quantization import FakeQuantizeBase, HistogramObserver, MinMaxObserver
+from torch import nn
+from torch.ao.quantization import FakeQuantizeBase, HistogramObserver, MinMaxObserver, QConfigMapping, get_default_qconfig
 
+import torch_lstm_quant as tlq
+from torch_lstm_quant.observed import ObservedLSTM, ObservedLSTMCell
 from torch_lstm_quant.qconfig import LSTMQConfig, Override
 from torch_lstm_quant.qparams import PARTS, WEIGHTS
 
@@ -122,3 +127,49 @@ def test_shared_is_for_the_states() -> None:
     with pytest.raises(TypeError, match="part x must be a constructor"):
         LSTMQConfig(x="shared")  # type: ignore[arg-type]
     assert LSTMQConfig(x=HistogramObserver).x is HistogramObserver
+
+
+def _by_name(value: Any) -> object:
+    return tlq.prepare(nn.ModuleDict({"lstm": nn.LSTM(3, 4)}), {"lstm": value})
+
+
+def _for_torchao(value: Any) -> object:
+    pytest.importorskip("torchao", reason="torchao is not installed")
+    from torch_lstm_quant.torchao import LSTMConfig
+
+    return LSTMConfig(value)
+
+
+ENTRIES: dict[str, Callable[[Any], object]] = {
+    "quantize": lambda value: tlq.quantize(nn.LSTM(3, 4), [], value),
+    "prepare": lambda value: tlq.prepare(nn.LSTM(3, 4), value),
+    "prepare by name": _by_name,
+    "prepare_qat": lambda value: tlq.prepare_qat(nn.LSTM(3, 4), value),
+    "qconfig_mapping": tlq.qconfig_mapping,
+    "prepare_custom_config": tlq.prepare_custom_config,
+    "an LSTM": lambda value: ObservedLSTM.from_float(nn.LSTM(3, 4), value),
+    "a cell": lambda value: ObservedLSTMCell.from_float(nn.LSTMCell(3, 4), value),
+    "torchao": _for_torchao,
+}
+NO_CONFIGS = {
+    "a preset that is not called": (LSTMQConfig.int8, "got a function: call it, LSTMQConfig.int8()"),
+    "another": (LSTMQConfig.all_int8, "got a function: call it, LSTMQConfig.all_int8()"),
+    "the class": (LSTMQConfig, "got the class: call one of its presets, LSTMQConfig.int8()"),
+    "torch.ao's": (get_default_qconfig("x86"), "got QConfig, which is for torch.ao's QConfigMapping: pass LSTMQConfig.int8()"),
+    "ours as torch.ao's": (LSTMQConfig.int8().as_qconfig(), "or the LSTMQConfig whose as_qconfig() it is"),
+    "a mapping": (
+        QConfigMapping(),
+        "got QConfigMapping, which is for prepare_fx: pass LSTMQConfig.int8(), and to prepare_fx "
+        "torch_lstm_quant.qconfig_mapping(LSTMQConfig.int8(), mapping)",
+    ),
+    "another function": (len, "got builtin_function_or_method"),
+    "a name": ("int8", "got str"),
+}
+
+
+@pytest.mark.parametrize("value", NO_CONFIGS)
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_what_is_no_configuration_is_refused_with_what_to_pass(entry: str, value: str) -> None:
+    got, message = NO_CONFIGS[value]
+    with pytest.raises(TypeError, match=rf"qconfig(\['lstm'\])? must be an LSTMQConfig.*{re.escape(message)}"):
+        ENTRIES[entry](got)

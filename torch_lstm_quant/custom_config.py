@@ -27,7 +27,7 @@ from torch_lstm_quant.float_lstms import FLOAT_LSTMS, FloatLSTM
 from torch_lstm_quant.lowering import lower_module
 from torch_lstm_quant.observed import OBSERVED_LSTMS, Observed, observe, to_reference
 from torch_lstm_quant.observed_grid import PLAIN_DTYPES, QUANTIZED_DTYPES
-from torch_lstm_quant.qconfig import LSTMQConfig
+from torch_lstm_quant.qconfig import LSTMQConfig, check_qconfig
 
 _Config = TypeVar("_Config")
 
@@ -56,7 +56,7 @@ def qconfig_mapping(
     Raises:
         TypeError: an argument of another type.
     """
-    _check(qconfig, LSTMQConfig, "qconfig")
+    check_qconfig(qconfig, "qconfig")
     _check_classes(lstm_classes)
     mapping = _copy(base, QConfigMapping)
     for lstm_class in lstm_classes:
@@ -135,7 +135,7 @@ class _Preparer:
 
     def __init__(self, qconfig: LSTMQConfig | None) -> None:
         if qconfig is not None:
-            _check(qconfig, LSTMQConfig, "qconfig")
+            check_qconfig(qconfig, "qconfig")
         self.qconfig = qconfig
 
     def from_float(self, module: FloatLSTM) -> Observed:

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from torch_lstm_quant.observers import BoundaryObserver
-from torch_lstm_quant.qconfig import LSTMQConfig
+from torch_lstm_quant.qconfig import LSTMQConfig, check_qconfig
 
 FloatLSTM = nn.LSTM | nn.LSTMCell
 FLOAT_LSTMS = (nn.LSTM, nn.LSTMCell)
@@ -22,7 +22,7 @@ def name_of(kind: type[FloatLSTM], module: FloatLSTM, where: str) -> str:
 
 def checked_qconfig(other: FloatLSTM, qconfig: LSTMQConfig | None, where: str) -> LSTMQConfig:
     """The configuration by which a float module is observed; raises where the module cannot be."""
-    config = qconfig_of(other) or qconfig
+    config = qconfig_of(other) or (None if qconfig is None else check_qconfig(qconfig, f"{where}: qconfig"))
     if config is None:
         default = ", or name a default in prepare_custom_config(qconfig)" if isinstance(other, nn.LSTM) else ""
         raise ValueError(

@@ -55,7 +55,7 @@ class ObservedLSTM(torch.ao.nn.quantizable.LSTM):
         Raises:
             ValueError: no ``LSTMQConfig``, parameters that are not finite float32, or what would be dropped in silence: a
                 ``forward`` or hooks of the LSTM's own, overrides for layers that it does not have.
-            TypeError: ``other`` is no ``nn.LSTM``.
+            TypeError: ``other`` is no ``nn.LSTM``, or ``qconfig`` no ``LSTMQConfig``.
         """
         where = name_of(nn.LSTM, other, where)
         config = checked_qconfig(other, qconfig, where)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
@@ -16,6 +17,7 @@ from torch.ao.quantization import (
     MovingAveragePerChannelMinMaxObserver,
     PerChannelMinMaxObserver,
     QConfig,
+    QConfigMapping,
 )
 
 from torch_lstm_quant.cell_graph import GATE_NAMES, SPLIT_PARTS
@@ -248,6 +250,26 @@ class LSTMQConfig:
         eight = _min_max(torch.uint8, qat)
         parts: dict[str, Any] = {part: eight for part in PARTS if part not in ("hx", "cx", "tanh_cy_input")}
         return LSTMQConfig(**parts, **_weights(qat))
+
+
+def check_qconfig(value: object, name: str, wanted: str = "an LSTMQConfig") -> LSTMQConfig:
+    """``value``, the argument called ``name``, if it is a configuration; else a TypeError with what to pass instead."""
+    if isinstance(value, LSTMQConfig):
+        return value
+    got = type(value).__name__
+    preset = getattr(value, "__name__", "")
+    if value is LSTMQConfig:
+        got = "the class: call one of its presets, LSTMQConfig.int8()"
+    elif inspect.isfunction(value) and getattr(LSTMQConfig, preset, None) is value:
+        got = f"a function: call it, LSTMQConfig.{preset}()"
+    elif isinstance(value, QConfig):
+        got += ", which is for torch.ao's QConfigMapping: pass LSTMQConfig.int8(), or the LSTMQConfig whose as_qconfig() it is"
+    elif isinstance(value, QConfigMapping):
+        got += (
+            ", which is for prepare_fx: pass LSTMQConfig.int8(), and to prepare_fx "
+            "torch_lstm_quant.qconfig_mapping(LSTMQConfig.int8(), mapping)"
+        )
+    raise TypeError(f"{name} must be {wanted}, got {got}")
 
 
 def _functions(sigmoid: Constructor, tanh: Constructor) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from torch_lstm_quant.custom_config import Converter, check_backend
 from torch_lstm_quant.float_lstms import FLOAT_LSTMS, FloatLSTM
 from torch_lstm_quant.observed import OBSERVED_LSTMS, Observed, observe, observers_of
 from torch_lstm_quant.observed_by_torch import is_observed_by_torch
-from torch_lstm_quant.qconfig import LSTMQConfig
+from torch_lstm_quant.qconfig import LSTMQConfig, check_qconfig
 from torch_lstm_quant.stages import what_was_found
 
 QConfigs = LSTMQConfig | Mapping[str | type[FloatLSTM], LSTMQConfig | None]
@@ -171,14 +171,13 @@ def _swap(
 
 def _chooser(model: nn.Module, qconfig: QConfigs) -> Callable[[str, nn.Module], LSTMQConfig | None]:
     """A function from an LSTM's path and module to its configuration."""
-    if isinstance(qconfig, LSTMQConfig):
-        return lambda path, module: qconfig
     if not isinstance(qconfig, Mapping):
-        raise TypeError(f"qconfig must be an LSTMQConfig or a mapping of them, got {type(qconfig).__name__}")
+        config = check_qconfig(qconfig, "qconfig", "an LSTMQConfig or a mapping of them")
+        return lambda path, module: config
     lstms = {path: module for path, module in model.named_modules(remove_duplicate=False) if isinstance(module, FLOAT_LSTMS)}
-    for key, config in qconfig.items():
-        if config is not None and not isinstance(config, LSTMQConfig):
-            raise TypeError(f"qconfig[{key!r}] must be an LSTMQConfig or None (stays float), got {type(config).__name__}")
+    for key, value in qconfig.items():
+        if value is not None:
+            check_qconfig(value, f"qconfig[{key!r}]", "an LSTMQConfig or None (stays float)")
         matches = key == "" or key in lstms or (isinstance(key, type) and any(isinstance(m, key) for m in lstms.values()))
         if not matches:
             raise ValueError(f"qconfig names {key!r}, which is no LSTM of the model: it has {', '.join(map(repr, lstms))}")

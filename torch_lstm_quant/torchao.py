@@ -23,7 +23,7 @@ from torch import nn
 from torch_lstm_quant.custom_config import Backend, Converter
 from torch_lstm_quant.float_lstms import FLOAT_LSTMS
 from torch_lstm_quant.observed import OBSERVED_LSTMS, observe
-from torch_lstm_quant.qconfig import LSTMQConfig
+from torch_lstm_quant.qconfig import LSTMQConfig, check_qconfig
 from torch_lstm_quant.stages import what_was_found
 
 try:
@@ -60,8 +60,8 @@ class LSTMConfig(AOBaseConfig):  # type: ignore[misc]
         Converter(self.backend)
         if self.step not in ("prepare", "convert"):
             raise ValueError(f"step must be 'prepare' or 'convert', got {self.step!r}")
-        if self.qconfig is not None and not isinstance(self.qconfig, LSTMQConfig):
-            raise TypeError(f"qconfig must be an LSTMQConfig, got {type(self.qconfig).__name__}")
+        if self.qconfig is not None:
+            check_qconfig(self.qconfig, "qconfig")
         if self.qconfig is not None and self.step == "convert":
             raise ValueError("qconfig must be None for step='convert', which takes what was prepared, got one: leave it out")
 
