@@ -132,6 +132,10 @@ inline __attribute__((always_inline)) void add_apart(const Apart* apart, const B
   }
 }
 
+// Whether start_rows gives what the sums of a tile start from.
+template <class Dot, int kRows>
+constexpr bool kStarted = Dot::kApart && kRows > 1;
+
 // What the sums of a tile's rows start from, with the products of the groups that each row keeps apart: once for all
 // columns, as the CPU does not foresee where such a list ends.
 template <class Dot>
@@ -154,13 +158,12 @@ __attribute__((noinline)) void start_rows(const OperandRows& rows, size_t first_
 }
 
 // Never inlined: g++ 12 spills the sums of a tile that it inlines into its caller.
-// `starts`: what start_rows gave, where Dot::kApart and there are several rows.
+// `starts`: what start_rows gave, where kStarted.
 // sink(row, column, V::F) takes the sums of a row for a vector of columns.
 template <class Dot, int kRows, int kVectors, int kSplit, class Sink>
 __attribute__((noinline)) void sum_tile(const OperandRows& rows, size_t first_row, const BlockWeights& block,
                                         int first_vector, const int32_t (*starts)[kBlock], const Sink& sink,
                                         LaterWeights later) {
-  constexpr bool kStarted = Dot::kApart && kRows > 1;
   using V = typename Dot::V;
   constexpr size_t kVectorBytes = V::kLanes * sizeof(float);
   const char* weights = block.weights + first_vector * kVectorBytes;
@@ -173,7 +176,7 @@ __attribute__((noinline)) void sum_tile(const OperandRows& rows, size_t first_ro
 #pragma GCC unroll 8
     for (int v = 0; v < kVectors; ++v) {
       const int column = (first_vector + v) * V::kLanes;
-      if constexpr (kStarted) {
+      if constexpr (kStarted<Dot, kRows>) {
         totals[0][r][v] = V::load_i32(starts[r] + column);
       } else {
         totals[0][r][v] = Dot::start(block, column, row_sum);
@@ -219,7 +222,7 @@ __attribute__((noinline)) void sum_tile(const OperandRows& rows, size_t first_ro
       }
     }
   }
-  if constexpr (Dot::kApart && !kStarted) {
+  if constexpr (Dot::kApart && !kStarted<Dot, kRows>) {
     static_assert(kVectors * V::kLanes == kBlock, "a single row's tile has all columns");
     add_apart<typename Dot::Single, kVectors>(rows.apart(first_row), block, totals[0][0]);
   }
@@ -245,9 +248,8 @@ void sum_rows(const OperandRows& rows, size_t first_row, size_t count, const Blo
   if constexpr (kRows > 1) {
     if (count < kRows) return sum_rows<Dot, kRows - 1>(rows, first_row, count, block, sink, later);
   }
-  constexpr bool kStarts = Dot::kApart && kRows > 1;
-  alignas(kAlign) int32_t starts[kStarts ? kRows : 1][kBlock];
-  if constexpr (kStarts) start_rows<Dot>(rows, first_row, kRows, block, starts);
+  alignas(kAlign) int32_t starts[kStarted<Dot, kRows> ? kRows : 1][kBlock];
+  if constexpr (kStarted<Dot, kRows>) start_rows<Dot>(rows, first_row, kRows, block, starts);
   for (int vector = 0; vector < kBlock / Dot::V::kLanes; vector += kVectors) {
     sum_tile<Dot, kRows, kVectors, kSplit>(rows, first_row, block, vector, starts, sink, later);
     if constexpr (Dot::kFetchesLater) later.next += block.groups * later.step;
