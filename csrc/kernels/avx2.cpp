@@ -38,11 +38,11 @@ class Int8Sums {
       : projection_(projection), walk_(walk), all_rows_(rows.count) {
     auto* written = reinterpret_cast<Written*>(rows.scratch);
     if (!rows.written) {
-      const size_t count = projection.padded_depth;
+      const size_t depth = projection.depth;
       const bool done =
-          (rows.count > 1 && count >= kLeastSigned && write<SignedPairs>(Form::kSignedPairs, rows, count, *written)) ||
-          ((rows.count > 1 || count >= kLeastPaired) && write<MaskedPairs>(Form::kMaskedPairs, rows, count, *written));
-      if (!done) write<MaskedDot>(Form::kMasked, rows, count, *written);
+          (rows.count > 1 && depth >= kLeastSigned && write<SignedPairs>(Form::kSignedPairs, rows, depth, *written)) ||
+          ((rows.count > 1 || depth >= kLeastPaired) && write<MaskedPairs>(Form::kMaskedPairs, rows, depth, *written));
+      if (!done) write<MaskedDot>(Form::kMasked, rows, depth, *written);
     }
     written_ = *written;
   }
@@ -67,9 +67,11 @@ class Int8Sums {
     OperandRows rows;
   };
 
-  // Writes the rows as Dot reads them. False: too much of them is kept apart.
+  // Writes the rows as Dot reads them; what pads them is taken for the middle, of which nothing is kept apart. False:
+  // too much of them is.
   template <class Dot>
-  static bool write(Form form, const CallRows& rows, size_t count, Written& written) {
+  static bool write(Form form, const CallRows& rows, size_t depth, Written& written) {
+    const size_t count = round_up(depth, kPair);
     size_t most = 0;  // of a row; of all rows half as many on an average
     if constexpr (Dot::kApart) most = 2 * (count / kPair) / Dot::kPairsApart;
     const size_t apart_at = round_up(count / kGroup / Dot::kGroups * Dot::kOperandBytes, kAlign);
@@ -81,7 +83,7 @@ class Int8Sums {
     for (size_t r = 0; r < rows.count; ++r) {
       char* out = first + r * stride;
       ApartList apart(reinterpret_cast<Apart*>(out + apart_at), most);
-      row_sums[r] = Dot::write(rows.row(r), count, out, apart);
+      row_sums[r] = Dot::write(rows.row(r), depth, out, apart);
       apart.close();
       if (apart.overflows()) return false;
       kept_apart += apart.size();

@@ -200,10 +200,10 @@ TEST(sums_by_changes_are_those_of_whole_rows) {
       }
     }
     AlignedBytes want = zeros(kRows * columns * sizeof(float));
-    AlignedBytes scratch(scratch_bytes(kRows, projection.padded_depth));
     kScalarKernels.project(
-        {&projection, kRows, rows.bytes.data(), rows.stride, floats(want), columns, 0, blocks, scratch.data()});
+        {&projection, kRows, rows.bytes.data(), rows.stride, floats(want), columns, 0, blocks, nullptr});
     for (const Kernels* kernels : tested_kernels()) {
+      AlignedBytes scratch(scratch_bytes(1, projection.padded_depth));
       Kept kept(projection, blocks);
       AlignedBytes got = zeros(columns * sizeof(float)), before = zeros(rows.stride);
       for (size_t row = 0; row < kRows; ++row) {
@@ -261,11 +261,12 @@ class Uniform {
     }
   }
 
-  // Checks the sums of `rows` rows of values, one after the other.
-  void check_rows(const std::vector<uint8_t>& values, size_t rows) {
+  // Checks the sums of `rows` rows of values, one after the other, with `padding` beyond each.
+  void check_rows(const std::vector<uint8_t>& values, size_t rows, uint8_t padding) {
     projection_.offset = 0;
     const size_t stride = round_up(projection_.padded_depth, kAlign);
-    AlignedBytes operand = zeros(rows * stride);
+    AlignedBytes operand(rows * stride);
+    std::memset(operand.data(), padding, operand.size());
     std::vector<int64_t> sums(rows);
     for (size_t row = 0; row < rows; ++row) {
       for (int32_t k = 0; k < depth_; ++k) {
@@ -274,6 +275,27 @@ class Uniform {
       }
     }
     check_sums(operand, stride, sums);
+  }
+
+  // Checks that kernels write the same in the scratch for rows of values as for rows that the middle of 8 bits pads.
+  void check_padding(const std::vector<uint8_t>& values, size_t rows, uint8_t padding) const {
+    const size_t stride = round_up(projection_.padded_depth, kAlign);
+    AlignedBytes operand(rows * stride), igates = zeros(rows * kBlock * 4);
+    for (const Kernels* kernels : vector_kernels()) {
+      AlignedBytes scratch = zeros(scratch_bytes(rows, projection_.padded_depth));
+      const auto written = [&](uint8_t beyond) {
+        std::memset(operand.data(), beyond, operand.size());
+        for (size_t row = 0; row < rows; ++row) {
+          std::copy_n(values.data() + row * depth_, depth_, operand.data() + row * stride);
+        }
+        std::memset(scratch.data(), 0, scratch.size());
+        kernels->project({&projection_, rows, operand.data(), stride, floats(igates), kBlock, 0, 1, scratch.data()});
+        return scratch;
+      };
+      const AlignedBytes want = written(128), got = written(padding);
+      CHECK(std::memcmp(want.data(), got.data(), want.size()) == 0)
+          << kernels->name << ", depth " << depth_ << ", " << rows << " rows padded with " << int{padding};
+    }
   }
 
  private:
@@ -319,21 +341,23 @@ TEST(extreme_products_are_summed_exactly) {
 // Operand values near the middle, among which some at the ends: few, so that kernels take values together that would
 // not fit with those, and many; weights at their limits, where what does not fit would be cut. Of two groups' products,
 // those with 63 fit int16 whatever their signs; with weights of one sign, those with 32, or 64 and zeros, just do. The
-// last pair of groups is there in part.
+// last pair of groups is there in part, with anything beyond.
 TEST(products_of_values_near_the_middle_are_summed_exactly) {
-  constexpr int32_t kDepth = 421;
   Dice dice(7);
   for (const int most : {63, 64, 33, 32, 16}) {
     for (const int ends_in_100 : {0, 1, 3, 10, 50}) {
       for (const int weight : {-128, 127}) {
         for (const size_t rows : {1, 2, 3, 7, 13}) {
-          Uniform uniform(Sums::kInt8, kDepth, weight, 0);
-          std::vector<uint8_t> values(rows * kDepth);
+          const auto depth = static_cast<int32_t>(dice.integer(417, 424));
+          Uniform uniform(Sums::kInt8, depth, weight, 0);
+          std::vector<uint8_t> values(rows * depth);
           for (uint8_t& value : values) {
             const int64_t from_middle = dice.one_of({-most, -most / 2, 0, most / 2, most});
             value = static_cast<uint8_t>(dice.chance(ends_in_100 / 100.0) ? dice.one_of({0, 255}) : 128 + from_middle);
           }
-          uniform.check_rows(values, rows);
+          const auto padding = static_cast<uint8_t>(dice.integer(0, 255));
+          uniform.check_rows(values, rows, padding);
+          uniform.check_padding(values, rows, padding);
         }
       }
     }
