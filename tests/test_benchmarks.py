@@ -54,6 +54,13 @@ def test_an_unknown_case_is_refused_with_the_known_ones(run: Callable[..., str],
     assert "'no_such_case' is not one of step_128" in capsys.readouterr().err
 
 
+def test_all_sizes_are_timed(run: Callable[..., str]) -> None:
+    text = run("sizes.py", "--sizes", "3,8", "--calls", "1,1", "5,2", "--seconds", "0")
+    rows = [line.split("|")[1:-1] for line in text.splitlines() if line.startswith(("| 3 ", "| 8 "))]
+    assert [len(row[1:]) for row in rows] == [2, 2]
+    assert text.splitlines()[-1].startswith("geometric mean ")
+
+
 def test_signals_that_stand_still_are_timed(run: Callable[..., str]) -> None:
     text = run("standing_still.py", "--sizes", "8", "--seconds", "0")
     rows = [line.split("|")[1:-1] for line in text.splitlines() if line.startswith("| 8 ")]
