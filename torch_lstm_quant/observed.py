@@ -7,7 +7,6 @@ LSTMs are built as torch.ao's are, with a cell at ``layers[i].layer_fw.cell`` an
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -26,6 +25,7 @@ from torch_lstm_quant.observed_grid import without_warning
 from torch_lstm_quant.observers import cut_projections
 from torch_lstm_quant.qconfig import DIRECTIONS, LSTMQConfig
 from torch_lstm_quant.signal_loss import LossWarning, losses, watch
+from torch_lstm_quant.user_warning import warn_user
 
 _FLOAT32 = PlaceholderObserver.with_args(dtype=torch.float32)
 
@@ -227,7 +227,7 @@ def _convert(observed: nn.Module, place: str) -> GraphModule:
     observed = copy.deepcopy(observed)
     _cut_projections(observed)
     for loss in losses(observed, place):
-        warnings.warn(loss, LossWarning, stacklevel=4)
+        warn_user(loss, LossWarning)
     return convert_cell(observed, place)
 
 
@@ -308,9 +308,8 @@ def _warn_of_dropout(observed: ObservedLSTM) -> None:
     """What calibrates has observers alone: dropout is for training, with fake quantizes."""
     observers = [observer for _, observer in observers_of(observed)]
     if observed.num_layers > 1 and observers and not any(isinstance(observer, FakeQuantizeBase) for observer in observers):
-        warnings.warn(
+        warn_user(
             f"{observed.where}: calibrating in training mode, with dropout of {observed.dropout} between its layers, finds "
             "ranges of what inference never sees: call eval() on the prepared model first, or to train it take a "
-            "configuration with qat=True",
-            stacklevel=5,  # whoever calls the LSTM
+            "configuration with qat=True"
         )
