@@ -97,11 +97,40 @@ def test_modules_by_name_beside_torchaos_own_configs() -> None:
     assert isinstance(model.encoder["lstm"], tlq.LSTM)
 
 
-def test_an_lstm_that_never_ran_is_refused() -> None:
+def test_lstms_that_never_ran_are_refused_by_name_before_any_is_converted() -> None:
     model = Model().eval()
+    model.cell = nn.LSTMCell(5, 8)
     quantize_(model, LSTMConfig(), is_lstm)
-    with pytest.raises(ValueError, match="never ran"):
+    with pytest.raises(
+        ValueError, match=r"but LSTM 'encoder\.lstm', LSTM 'decoder', LSTMCell 'cell' never ran: call the model"
+    ):
         quantize_(model, LSTMConfig(step="convert"), is_lstm)
+    _calibrated(model)
+    with pytest.raises(
+        ValueError, match=r"every LSTM of the model was prepared, but LSTMCell 'cell' never ran: .* or prepare it"
+    ):
+        quantize_(model, LSTMConfig(step="convert"), is_lstm)
+    assert [type(lstm) for lstm in (model.encoder["lstm"], model.decoder)] == [ObservedLSTM, ObservedLSTM]
+    quantize_(model, LSTMConfig(step="convert"), lambda module, fqn: fqn == "decoder")
+    assert [type(lstm) for lstm in (model.encoder["lstm"], model.decoder)] == [ObservedLSTM, tlq.LSTM]
+
+
+def test_two_steps_of_preparing() -> None:
+    """What was prepared and never ran is no error while there is more to prepare."""
+    model, configs = Model().eval(), {"decoder": tlq.LSTMQConfig.int8(), "encoder.lstm": tlq.LSTMQConfig.fixed16()}
+    expected = tlq.quantize(model, BATCHES, configs)
+    for path, config in configs.items():
+        quantize_(model, LSTMConfig(config), lambda module, fqn, path=path: is_lstm(module, fqn) and fqn == path)
+    quantize_(_calibrated(model), LSTMConfig(step="convert"), is_lstm)
+    assert torch.equal(model(BATCHES[0]), expected(BATCHES[0]))
+
+
+@pytest.mark.parametrize("wanted", ["decoder", "encoder.lstm"])
+def test_an_lstm_that_never_ran_is_named_where_others_are_float(wanted: str) -> None:
+    model = Model().eval()
+    quantize_(model, LSTMConfig(), lambda module, fqn: fqn == wanted)
+    with pytest.raises(ValueError, match=f"^LSTM '{wanted}' never ran"):
+        quantize_(model, LSTMConfig(step="convert"), lambda module, fqn: is_lstm(module, fqn) and fqn == wanted)
 
 
 def test_a_model_that_is_itself_an_lstm_is_refused() -> None:

@@ -22,7 +22,7 @@ from torch import nn
 
 from torch_lstm_quant.custom_config import Backend, Converter
 from torch_lstm_quant.float_lstms import FLOAT_LSTMS
-from torch_lstm_quant.observed import OBSERVED_LSTMS, observe
+from torch_lstm_quant.observed import OBSERVED_LSTMS, ObservedLSTMCell, observe
 from torch_lstm_quant.qconfig import LSTMQConfig, check_qconfig
 from torch_lstm_quant.stages import what_was_found
 
@@ -67,20 +67,39 @@ class LSTMConfig(AOBaseConfig):  # type: ignore[misc]
 
 
 def is_lstm(module: nn.Module, fqn: str) -> bool:
-    """The ``filter_fn`` for :class:`LSTMConfig`: float LSTMs and LSTM cells, and prepared ones.
+    """The ``filter_fn`` for :class:`LSTMConfig`: float LSTMs and LSTM cells, and prepared ones, all that a model has.
+
+    For some of them alone pass another, such as ``lambda module, fqn: fqn == "encoder.lstm"``.
 
     Raises:
-        ValueError: the model itself is one, or has none, which ``quantize_`` would leave as it is without a word.
+        ValueError: the model itself is one, or has none, which ``quantize_`` would leave as it is without a word; or none is
+            left to prepare and one never ran. (``quantize_`` replaces one after the other: an error that comes later leaves
+            those before it converted.)
     """
-    found = isinstance(module, (*FLOAT_LSTMS, *OBSERVED_LSTMS))
-    if not fqn and not any(isinstance(child, (*FLOAT_LSTMS, *OBSERVED_LSTMS)) for child in module.modules()):
-        raise ValueError(f"the model must contain an LSTM that is float or was prepared: {what_was_found(module)}")
-    if found and not fqn:
+    if not fqn:
+        _check_model(module)
+    return isinstance(module, (*FLOAT_LSTMS, *OBSERVED_LSTMS))
+
+
+def _check_model(model: nn.Module) -> None:
+    """What can be said of a whole model before any of its modules is replaced."""
+    found = {path: module for path, module in model.named_modules() if isinstance(module, (*FLOAT_LSTMS, *OBSERVED_LSTMS))}
+    if not found:
+        raise ValueError(f"the model must contain an LSTM that is float or was prepared: {what_was_found(model)}")
+    if "" in found:
         raise ValueError(
-            f"quantize_ replaces modules within a model, got a bare {type(module).__name__}: put it into a module, or use "
+            f"quantize_ replaces modules within a model, got a bare {type(model).__name__}: put it into a module, or use "
             "torch_lstm_quant.quantize"
         )
-    return found
+    observed = {path: module for path, module in found.items() if isinstance(module, OBSERVED_LSTMS)}
+    for path, module in observed.items():  # what replaces them is not told what they are called
+        module.where = f"{'LSTMCell' if isinstance(module, ObservedLSTMCell) else 'LSTM'} {path!r}"
+    idle = [module.where for module in observed.values() if not module.calls]
+    if idle and len(observed) == len(found):
+        raise ValueError(
+            f"every LSTM of the model was prepared, but {', '.join(idle)} never ran: call the model on calibration data "
+            "before converting it, or prepare it with a filter_fn that leaves out what no input reaches"
+        )
 
 
 @register_quantize_module_handler(LSTMConfig)  # type: ignore[untyped-decorator]
