@@ -32,6 +32,8 @@ try:
 except ImportError as error:
     raise ImportError("torch_lstm_quant.torchao needs torchao: pip install torch-lstm-quant[torchao]") from error
 
+_LSTMS = (*FLOAT_LSTMS, *OBSERVED_LSTMS)
+
 
 @dataclass
 class LSTMConfig(AOBaseConfig):  # type: ignore[misc]
@@ -78,12 +80,12 @@ def is_lstm(module: nn.Module, fqn: str) -> bool:
     """
     if not fqn:
         _check_model(module)
-    return isinstance(module, (*FLOAT_LSTMS, *OBSERVED_LSTMS))
+    return isinstance(module, _LSTMS)
 
 
 def _check_model(model: nn.Module) -> None:
     """What can be said of a whole model before any of its modules is replaced."""
-    found = {path: module for path, module in model.named_modules() if isinstance(module, (*FLOAT_LSTMS, *OBSERVED_LSTMS))}
+    found = {path: module for path, module in model.named_modules() if isinstance(module, _LSTMS)}
     if not found:
         raise ValueError(f"the model must contain an LSTM that is float or was prepared: {what_was_found(model)}")
     if "" in found:
