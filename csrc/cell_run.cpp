@@ -34,19 +34,21 @@ CellState CellState::take(Arena& arena, const BoundCell& bound, int64_t rows) {
   return state;
 }
 
-Workspace Workspace::take(Arena& arena, const Sizes& sizes, const Plan& plan) {
+Workspace Workspace::take(Arena& arena, const Sizes& sizes, const Kernels& kernels, const Plan& plan) {
   Workspace workspace;
   const size_t depth = std::max({sizes.input_size, sizes.num_directions * sizes.h_size(), sizes.hidden_size});
   const size_t rows = plan.chunk_steps * plan.tile_rows;
-  const size_t blocks = std::min<size_t>(plan.group_blocks, round_up(sizes.hidden_size, kUnits) / kUnits);
+  const size_t all_blocks = round_up(sizes.hidden_size, kUnits) / kUnits;
+  const size_t blocks = std::min<size_t>(plan.group_blocks, all_blocks);
   workspace.operand = arena.take<char>(rows * max_operand_stride(depth));
   workspace.igates = arena.take<float>(rows * blocks * kBlock);
   if (plan.ahead) workspace.next_igates = arena.take<float>(rows * blocks * kBlock);
   workspace.output = arena.take<float>(plan.tile_rows * sizes.hidden_size);
   workspace.hy = arena.take<float>(plan.tile_rows * round_up(sizes.proj_size, kBlock));
-  for (void** scratch : {&workspace.scratch, &workspace.input_scratch}) {
-    *scratch = arena.take<char>(scratch_bytes(rows, round_up(depth, kUnits)));
-  }
+  const size_t scratch_bytes = kernels.scratch_bytes(rows, round_up(depth, kDepthStep));
+  workspace.scratch = workspace.input_scratch = arena.take<char>(scratch_bytes);
+  // the forms of both operands are kept from one group to the next
+  if (blocks < all_blocks) workspace.input_scratch = arena.take<char>(scratch_bytes);
   if (plan.delta) workspace.changes = ChangeList::take(arena, round_up(depth, kDepthStep));
   return workspace;
 }

@@ -79,11 +79,11 @@ struct Workspace {
   float* output = nullptr;       // float32 rows of a step where kernels cannot write to the caller's
   float* hy = nullptr;           // float32 rows of a step, projected
   void* scratch = nullptr;
-  void* input_scratch = nullptr;  // of the input's projection
+  void* input_scratch = nullptr;  // of the input's projection: one of its own where steps go by groups of blocks
   ChangeList changes;
   CellDelta* deltas = nullptr;  // of all cells; null: no delta steps
 
-  static Workspace take(Arena& arena, const Sizes& sizes, const Plan& plan);
+  static Workspace take(Arena& arena, const Sizes& sizes, const Kernels& kernels, const Plan& plan);
 };
 
 // Rows of the steps that a CellRun goes through.

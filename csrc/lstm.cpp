@@ -24,7 +24,7 @@ void run_lstm(const Blob& blob, const CheckedKernels& kernels, Parallel& paralle
   stack.check_dtypes(call);
   if (call.rows == 0) return;
   if (call.steps == 0) return stack.copy_states(call);
-  stack.run(call, parallel, Buffers(stack.sizes(), stack.cells(), plan));
+  stack.run(call, parallel, Buffers(stack.sizes(), stack.cells(), kernels.kernels, plan));
 }
 
 void run_lstm(const Blob& blob, const CheckedKernels& kernels, Parallel& parallel, const Call& call) {

@@ -212,7 +212,7 @@ void TileRun::by_layers(Parallel& parallel) const {
 
 }  // namespace
 
-Buffers::Buffers(const Sizes& sizes, const std::vector<BoundCell>& cells, const Plan& plan_,
+Buffers::Buffers(const Sizes& sizes, const std::vector<BoundCell>& cells, const Kernels& kernels, const Plan& plan_,
                  const std::vector<CellState>* kept_)
     : plan(plan_),
       kept(kept_),
@@ -232,7 +232,7 @@ Buffers::Buffers(const Sizes& sizes, const std::vector<BoundCell>& cells, const 
       tile.between.clear();
       for (int64_t i = 0; i < pieces; ++i) tile.between.push_back(reinterpret_cast<float*>(arena.take<char>(bytes)));
     }
-    for (Workspace& workspace : workspaces) workspace = Workspace::take(arena, sizes, plan);
+    for (Workspace& workspace : workspaces) workspace = Workspace::take(arena, sizes, kernels, plan);
     for (std::vector<CellDelta>& slot : deltas_) {
       slot.clear();
       for (const BoundCell& bound : cells) slot.emplace_back(arena, bound.cell);

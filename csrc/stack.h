@@ -22,7 +22,7 @@ struct Tile {
 // Memory for calls that are divided as `plan` says. With `kept`, the states of all rows, tiles have no states of their
 // own.
 struct Buffers {
-  Buffers(const Sizes& sizes, const std::vector<BoundCell>& cells, const Plan& plan,
+  Buffers(const Sizes& sizes, const std::vector<BoundCell>& cells, const Kernels& kernels, const Plan& plan,
           const std::vector<CellState>* kept = nullptr);
 
   Plan plan;

@@ -47,8 +47,8 @@ Stream::Stream(const void* packed, size_t bytes, const CheckedKernels& checked, 
 void Stream::divide(RowGroup& group, int64_t steps, int64_t rows, const Threads& threads) const {
   if (group.buffers.has_value() && steps == group.steps && rows == group.rows && threads == group.threads) return;
   // the old ones stay where there is no memory for new ones
-  group.buffers =
-      Buffers(sizes(), stack_.cells(), make_plan(sizes(), kernels_.rates, steps, rows, threads), &group.states);
+  const Plan plan = make_plan(sizes(), kernels_.rates, steps, rows, threads);
+  group.buffers = Buffers(sizes(), stack_.cells(), kernels_, plan, &group.states);
   group.steps = steps;
   group.rows = rows;
   group.threads = threads;

@@ -47,6 +47,13 @@ class Int8Sums {
     written_ = *written;
   }
 
+  static size_t scratch_bytes(size_t rows, size_t padded_depth) {
+    const size_t row_bytes =
+        std::max({Layout<SignedPairs>(padded_depth).row_bytes, Layout<MaskedPairs>(padded_depth).row_bytes,
+                  Layout<MaskedDot>(padded_depth).row_bytes});
+    return sizeof(Written) + rows * (row_bytes + sizeof(int32_t));
+  }
+
   template <class Sink>
   void operator()(int32_t block, size_t first_row, size_t rows, const Sink& sink) const {
     switch (written_.form) {
@@ -61,34 +68,44 @@ class Int8Sums {
 
  private:
   enum class Form { kSignedPairs, kMaskedPairs, kMasked };
-  // How the scratch holds the rows: this stands before them.
+  // How the scratch holds the rows: this stands before them, what each adds to its sums after them.
   struct alignas(kAlign) Written {
     Form form;
     OperandRows rows;
+  };
+
+  // A row in the form of Dot.
+  template <class Dot>
+  struct Layout {
+    size_t most_apart = 0;  // groups; of all rows half as many on an average
+    size_t apart_at;        // bytes
+    size_t row_bytes;
+
+    explicit Layout(size_t padded_depth)
+        : apart_at(round_up(padded_depth / kGroup / Dot::kGroups * Dot::kOperandBytes, kAlign)) {
+      if constexpr (Dot::kApart) most_apart = 2 * (padded_depth / kPair) / Dot::kPairsApart;
+      row_bytes = apart_at + round_up((most_apart + 1) * sizeof(Apart), kAlign);
+    }
   };
 
   // Writes the rows as Dot reads them; what pads them is taken for the middle, of which nothing is kept apart. False:
   // too much of them is.
   template <class Dot>
   static bool write(Form form, const CallRows& rows, size_t depth, Written& written) {
-    const size_t count = round_up(depth, kPair);
-    size_t most = 0;  // of a row; of all rows half as many on an average
-    if constexpr (Dot::kApart) most = 2 * (count / kPair) / Dot::kPairsApart;
-    const size_t apart_at = round_up(count / kGroup / Dot::kGroups * Dot::kOperandBytes, kAlign);
-    const size_t stride = apart_at + round_up((most + 1) * sizeof(Apart), kAlign);
+    const Layout<Dot> layout(round_up(depth, kDepthStep));
     char* const first = rows.scratch + sizeof written;
-    auto* row_sums = reinterpret_cast<int32_t*>(first + rows.count * stride);
-    written = {form, {first, stride, row_sums, apart_at}};
+    auto* row_sums = reinterpret_cast<int32_t*>(first + rows.count * layout.row_bytes);
+    written = {form, {first, layout.row_bytes, row_sums, layout.apart_at}};
     size_t kept_apart = 0;
     for (size_t r = 0; r < rows.count; ++r) {
-      char* out = first + r * stride;
-      ApartList apart(reinterpret_cast<Apart*>(out + apart_at), most);
+      char* out = first + r * layout.row_bytes;
+      ApartList apart(reinterpret_cast<Apart*>(out + layout.apart_at), layout.most_apart);
       row_sums[r] = Dot::write(rows.row(r), depth, out, apart);
       apart.close();
       if (apart.overflows()) return false;
       kept_apart += apart.size();
     }
-    return 2 * kept_apart <= rows.count * most;
+    return 2 * kept_apart <= rows.count * layout.most_apart;
   }
 
   template <class Dot, class Sink>

@@ -163,7 +163,7 @@ struct ProjectArgs {
   size_t igates_stride;  // floats
   int32_t first_block;
   int32_t last_block;
-  void* scratch;  // scratch_bytes(rows, padded_depth), the calling thread's own
+  void* scratch;  // Kernels::scratch_bytes(rows, padded_depth), the calling thread's own
   // Of a single row: what to make its sums of, instead of `operand`. Null: the operand.
   const Delta* delta = nullptr;
   // A block's weights that the call after this one begins with, which a kernel may fetch. Null: unknown.
@@ -197,7 +197,7 @@ struct StepArgs {
   int32_t first_block;
   int32_t last_block;
   bool descending;
-  void* scratch;  // scratch_bytes(rows, hidden.padded_depth), the calling thread's own
+  void* scratch;  // Kernels::scratch_bytes(rows, hidden.padded_depth), the calling thread's own
   // Where Kernels::projects_ahead, a step of a single row can also do one part of a projection of kAheadRows rows, for
   // the same blocks. Null: none.
   const ProjectArgs* ahead = nullptr;
@@ -207,11 +207,6 @@ struct StepArgs {
   const void* then = nullptr;  // as in ProjectArgs
   bool same_h = false;         // as same_operand there
 };
-
-// Room for a form of the operand rows with four bytes for each column, a few words for each row, and a tile of sums.
-constexpr size_t scratch_bytes(size_t rows, size_t padded_depth) {
-  return rows * (4 * round_up(padded_depth, kAlign) + kAlign) + 16384;
-}
 
 // How fast one thread works, roughly: decides only how a call is divided.
 struct Rates {
@@ -231,6 +226,8 @@ struct Kernels {
   void (*quantize)(const Grid& grid, const float* values, size_t count, uint8_t* operand);
   void (*project)(const ProjectArgs& args);
   void (*step)(const StepArgs& args);
+  // Bytes of scratch that `project` and `step` take at most; fewer rows, and shallower ones, take no more.
+  size_t (*scratch_bytes)(size_t rows, size_t padded_depth);
   // Lists what changed between two operand rows of `groups` groups: all of Delta but the sums. There is room for twice
   // as many changes as groups, and kChangesBeyond.
   void (*list_changes)(const uint8_t* before, const uint8_t* now, size_t groups, Delta& delta);

@@ -81,6 +81,10 @@ void step(const StepArgs& args) {
   }
 }
 
+size_t scratch_bytes(size_t, size_t) {
+  return 0;
+}
+
 void list_changes(const uint8_t* before, const uint8_t* now, size_t groups, Delta& delta) {
   delta.count = 0;
   delta.negatives = 0;
@@ -107,6 +111,6 @@ void list_changes(const uint8_t* before, const uint8_t* now, size_t groups, Delt
 
 }  // namespace
 
-const Kernels kScalarKernels{"scalar", {7, 7, 20}, quantize, project, step, list_changes, nullptr};
+const Kernels kScalarKernels{"scalar", {7, 7, 20}, quantize, project, step, scratch_bytes, list_changes, nullptr};
 
 }  // namespace lstm_quant

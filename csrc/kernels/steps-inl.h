@@ -5,11 +5,13 @@
 //   kOverlapBytes  weights of a block up to which the tail of a single row of int8() goes block by block: then it runs
 //                  while the next block's weights come in
 //   Int8, Wide, Float    CallRows -> sums: constructed from (projection, rows, walk); called with (block, first_row,
-//                  rows, sink), they give each row's sums to sink(row, column, V::F)
+//                  rows, sink), they give each row's sums to sink(row, column, V::F); scratch_bytes(rows, padded_depth)
+//                  says what they write in the rows' scratch
 //   DeltaDot       Dot for sums from what changed, see delta-inl.h
 //   Ahead          StepArgs -> sums, for steps with StepArgs::ahead; void: the ISA does not project ahead
 #pragma once
 
+#include <algorithm>
 #include <cstring>
 #include <type_traits>
 
@@ -26,13 +28,14 @@ namespace {
 constexpr size_t kChunkRows = 24;  // most rows whose sums wait for the tail
 constexpr size_t kWholeRows = 8;   // rows that the tail takes side by side at best
 static_assert(kChunkRows % kWholeRows == 0);
-static_assert(kChunkRows * kBlock * sizeof(float) <= 16384, "scratch_bytes has no room for so many sums");
 
 template <class Dot>
 class DotSums {
  public:
   DotSums(const Projection& projection, const CallRows& rows, const Walk&)
       : projection_(projection), rows_{rows.first, rows.stride, nullptr} {}
+
+  static size_t scratch_bytes(size_t, size_t) { return 0; }
 
   template <class Sink>
   void operator()(int32_t block, size_t first_row, size_t rows, const Sink& sink) const {
@@ -60,7 +63,7 @@ struct KernelsOf {
   static constexpr size_t kTailBlocks = kTailVectors<kForm> / kColumns;
 
   static constexpr Kernels table(const char* name, const Rates& rates) {
-    return {name, rates, quantize, project, step, list_changes, evaluate, kProjectsAhead};
+    return {name, rates, quantize, project, step, scratch_bytes, list_changes, evaluate, kProjectsAhead};
   }
 
   static void quantize(const Grid& grid, const float* values, size_t count, uint8_t* operand) {
@@ -103,6 +106,12 @@ struct KernelsOf {
       case Sums::kWide:
         return project_with(args, typename Isa::Wide(projection, rows, walk));
     }
+  }
+
+  static size_t scratch_bytes(size_t rows, size_t padded_depth) {
+    return kSumsBytes +
+           std::max({Isa::Int8::scratch_bytes(rows, padded_depth), Isa::Wide::scratch_bytes(rows, padded_depth),
+                     Isa::Float::scratch_bytes(rows, padded_depth)});
   }
 
   static void list_changes(const uint8_t* before, const uint8_t* now, size_t groups, Delta& delta) {

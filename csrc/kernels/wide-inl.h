@@ -126,6 +126,10 @@ class WideSums {
     fits_ = fits;
   }
 
+  static size_t scratch_bytes(size_t rows, size_t padded_depth) {
+    return rows * (padded_depth / kGroup * sizeof(WideGroup) + sizeof(int32_t) + sizeof(bool));
+  }
+
   template <class Sink>
   void operator()(int32_t block, size_t first_row, size_t rows, const Sink& sink) const {
     using V = typename Dot::V;

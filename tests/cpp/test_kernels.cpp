@@ -97,7 +97,7 @@ Outcome run(const Kernels& kernels, const Cell& cell, const Case& one, const Ope
   for (size_t row = 0; row < one.rows; ++row) {
     std::memcpy(h_now.data() + row * h_stride, h.bytes.data() + row * h.stride, std::min(h.stride, h_stride));
   }
-  AlignedBytes scratch(scratch_bytes(one.rows, depth));
+  AlignedBytes scratch(kernels.scratch_bytes(one.rows, depth));
   kernels.project({&cell.input, one.rows, x.bytes.data(), x.stride, floats(outcome.igates), stride, one.first_block,
                    one.last_block, scratch.data()});
   kernels.step({&cell, one.rows, h_now.data(), h_stride, floats(outcome.igates), stride, floats(outcome.c), c_stride,
@@ -203,7 +203,7 @@ TEST(sums_by_changes_are_those_of_whole_rows) {
     kScalarKernels.project(
         {&projection, kRows, rows.bytes.data(), rows.stride, floats(want), columns, 0, blocks, nullptr});
     for (const Kernels* kernels : tested_kernels()) {
-      AlignedBytes scratch(scratch_bytes(1, projection.padded_depth));
+      AlignedBytes scratch(kernels->scratch_bytes(1, projection.padded_depth));
       Kept kept(projection, blocks);
       AlignedBytes got = zeros(columns * sizeof(float)), before = zeros(rows.stride);
       for (size_t row = 0; row < kRows; ++row) {
@@ -282,7 +282,7 @@ class Uniform {
     const size_t stride = round_up(projection_.padded_depth, kAlign);
     AlignedBytes operand(rows * stride), igates = zeros(rows * kBlock * 4);
     for (const Kernels* kernels : vector_kernels()) {
-      AlignedBytes scratch = zeros(scratch_bytes(rows, projection_.padded_depth));
+      AlignedBytes scratch = zeros(kernels->scratch_bytes(rows, projection_.padded_depth));
       const auto written = [&](uint8_t beyond) {
         std::memset(operand.data(), beyond, operand.size());
         for (size_t row = 0; row < rows; ++row) {
@@ -303,7 +303,7 @@ class Uniform {
   void check_sums(const AlignedBytes& operand, size_t stride, const std::vector<int64_t>& sums) const {
     const size_t rows = sums.size();
     for (const Kernels* kernels : tested_kernels()) {
-      AlignedBytes scratch(scratch_bytes(rows, projection_.padded_depth)), igates = zeros(rows * kBlock * 4);
+      AlignedBytes scratch(kernels->scratch_bytes(rows, projection_.padded_depth)), igates = zeros(rows * kBlock * 4);
       ProjectArgs args{&projection_, rows, operand.data(), stride, floats(igates), kBlock, 0, 1, scratch.data()};
       for (int call = 0; call < (depth_ < 4096 ? 2 : 1); ++call) {
         args.same_operand = call > 0;
