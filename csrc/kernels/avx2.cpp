@@ -7,8 +7,9 @@
 //
 // Measured on Zen 4 (EPYC, 3.7 GHz, one thread), masked: 512->512 with 64 rows 96 G products/s of 118 (with vpsignb
 // 71); one row reads 1 to 4 MB of weights at 77 to 84 GB/s, plain reads 100 to 118; tail 2.6 ns a unit with its loads.
-// On Zen 3 (EPYC, 3.0 GHz, one thread), with all in the second-level cache: 100 G products/s in signed pairs, 81 in
-// masked ones. Fetching the next block's weights took 13 to 29 % off 64 rows of 512.
+// On Zen 3 (EPYC, 3.0 GHz, one thread), `project` alone, called again and again for the same 60 rows of 512->512 whose
+// pairs all fit, the best of 50: 99 G products/s in signed pairs, 84 in masked ones. Fetching the next block's weights
+// took 13 to 29 % off whole calls with 64 rows of 512.
 #ifdef __x86_64__
 
 #include "evaluators.h"
