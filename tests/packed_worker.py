@@ -1,7 +1,7 @@
 """Compares rows of different lengths in one call with each row alone, in a process of its own.
 
 The ISA is chosen once a process, so ``test_packed.py`` runs this for each of them, with ``TORCH_LSTM_QUANT_ISA`` set:
-``python packed_worker.py THREADS CALLS`` prints one line of JSON.
+``python packed_worker.py CALLS`` prints one line of JSON.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 import sys
 
 import torch
-from kernel_worker import same
+from kernel_worker import THREADS, same
 from random_cells import PRESETS, Dice, random_input, random_layers, random_proj_size, random_states
 from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
@@ -55,8 +55,8 @@ def packed(module: tlq.LSTM, x: Tensor, hx: States | None, lengths: Tensor, enfo
     return pad_packed_sequence(output, total_length=len(x))[0], h, c
 
 
-def compare(seed: int, threads: int) -> int:
-    """How many values of one random call differ from what they should be."""
+def compare(seed: int) -> dict[int, int]:
+    """How many values of one random call differ from what they should be, by threads."""
     dice = Dice(seed)
     input_size, hidden_size = dice.integer(1, 40), dice.integer(1, 70)
     layers, directions, steps, rows = dice.integer(1, 3), dice.integer(1, 2), dice.integer(1, 24), dice.integer(1, 30)
@@ -67,21 +67,32 @@ def compare(seed: int, threads: int) -> int:
     x = random_input(dice, steps, rows, input_size)
     x[torch.arange(steps)[:, None] >= lengths] = float("nan")  # what is padding is not to be read
     hx = random_states(dice, cells, rows) if dice.chance(0.5) else None
+    given = lengths if dice.chance(0.5) else lengths.tolist()
+    enforce_sorted = bool((lengths.diff() <= 0).all()) and dice.chance(0.5)
     want = by_reference(cells, x, hx, lengths)
-    torch.set_num_threads(threads)
-    output, (h, c) = module(x, hx, lengths=lengths if dice.chance(0.5) else lengths.tolist())
-    is_sorted = bool((lengths.diff() <= 0).all())
-    results = [(output, h, c), packed(module, x, hx, lengths, is_sorted and dice.chance(0.5))]
-    rows_alone = [alone(module, x, hx, row, length) for row, length in enumerate(lengths.tolist())]
-    torch.set_num_threads(1)  # more would only slow the reference's small operations down
-    results.append(tuple(torch.cat(parts, 1) for parts in zip(*rows_alone, strict=True)))  # type: ignore[arg-type]
-    return sum(int((~same(one, other)).sum()) for got in results for one, other in zip(got, want, strict=True))
+    differing = {}
+    for threads in THREADS:
+        torch.set_num_threads(threads)
+        output, (h, c) = module(x, hx, lengths=given)
+        results = [(output, h, c), packed(module, x, hx, lengths, enforce_sorted)]
+        rows_alone = [alone(module, x, hx, row, length) for row, length in enumerate(lengths.tolist())]
+        torch.set_num_threads(1)  # more would only slow the reference's small operations down
+        results.append(tuple(torch.cat(parts, 1) for parts in zip(*rows_alone, strict=True)))  # type: ignore[arg-type]
+        differing[threads] = sum(
+            int((~same(one, other)).sum()) for got in results for one, other in zip(got, want, strict=True)
+        )
+    return differing
 
 
-def main(threads: int, calls: int) -> None:
+def main(calls: int) -> None:
     torch.set_num_threads(1)
-    differing = {seed: compare(seed, threads) for seed in range(calls)}
-    print(json.dumps({"isa": ops.isa_active(), "differing": {seed: count for seed, count in differing.items() if count}}))
+    failed = [
+        f"seed {seed}, {threads} threads: {count} values"
+        for seed in range(calls)
+        for threads, count in compare(seed).items()
+        if count
+    ]
+    print(json.dumps({"isa": ops.isa_active(), "threads": THREADS, "failed": failed}))
 
 
 if __name__ == "__main__":
