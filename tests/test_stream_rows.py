@@ -24,13 +24,14 @@ from torch_lstm_quant.call_forms import INTEGER_DTYPES
 SCHEDULES = int(os.environ.get("STREAM_TEST_SCHEDULES", 40))
 
 
-@pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("isa", ops.isas_built())
-def test_callers_get_what_they_get_alone(isa: str, threads: int) -> None:
-    result = run_on(isa, "stream_rows_worker.py", threads, 1, SCHEDULES)
-    assert result["differing"] == 0, result
-    assert result["compared"] > 800 * SCHEDULES
-    print(f"{isa}, {threads} threads: {result['compared']:,} values equal")
+def test_callers_get_what_they_get_alone(isa: str) -> None:
+    result = run_on(isa, "stream_rows_worker.py", 1, SCHEDULES)
+    assert result["failed"] == []
+    assert set(result["compared"]) == {"1", "2"}
+    for threads, compared in result["compared"].items():
+        assert compared > 800 * SCHEDULES
+        print(f"{isa}, {threads} threads: {compared:,} values equal")
 
 
 @pytest.mark.parametrize("threads", [1, 2])
