@@ -10,7 +10,7 @@ hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=No
 hypothesis.settings.load_profile("repeatable")
 
 
-SLOWEST = ("test_cpp_example.py", "test_ways_out.py")
+SLOWEST = ("test_cpp_example.py", "test_ways_out.py", "test_widths.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

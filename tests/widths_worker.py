@@ -1,18 +1,21 @@
-"""Walks through the widths that an LSTMQConfig can ask for: each part, each kind of weight, on the ISA of the process.
+"""Walks through the widths that an LSTMQConfig can ask for: each part, each kind of weight, on every ISA that it is given.
 
-The ISA is chosen once a process, so ``test_widths.py`` runs this for each of them, with ``TORCH_LSTM_QUANT_ISA`` set:
-``python widths_worker.py`` prints one line of JSON.
+The ISA is chosen once a process, at the first call of the kernel, so each has a process of its own, which begins when
+everything is quantized: ``python widths_worker.py ISA...`` prints one line of JSON for each of them.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import sys
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.ao.quantization import FixedQParamsObserver, MinMaxObserver, PerChannelMinMaxObserver
 
 import torch_lstm_quant as tlq
@@ -86,20 +89,37 @@ def walk() -> Iterator[tuple[str, tlq.LSTMQConfig]]:
                 yield f"{v} {operand}, {side} {kind}", int8.replace(**{v: of_operand, side: of_weight})
 
 
+@dataclass(frozen=True)
+class Made:
+    """The fused LSTM of a configuration, an input, what the integer reference gives of it, and what is wrong so far."""
+
+    fused: tlq.LSTM
+    x: Tensor
+    want: tuple[Tensor, ...]
+    complaints: list[str]
+
+    def complaints_of_bits(self) -> list[str]:
+        """Which of the fused results are not the reference's, on the ISA of the process."""
+        output, states = self.fused(self.x)
+        results = zip(("output", "h_n", "c_n"), (output, *states), self.want, strict=True)
+        return [f"{name} differs" for name, got, want in results if not torch.equal(got, want)]
+
+
 def complaints(config: tlq.LSTMQConfig, layers: int = 1, directions: int = 1, proj: int = 0) -> list[str]:
     """What is wrong with the fused LSTM that is made of a configuration: nothing, if it does what was asked for."""
+    one = made(config, layers, directions, proj)
+    return [*one.complaints_of_bits(), *one.complaints]
+
+
+def made(config: tlq.LSTMQConfig, layers: int = 1, directions: int = 1, proj: int = 0) -> Made:
     torch.manual_seed(0)
     lstm = nn.LSTM(I, H, num_layers=layers, bidirectional=directions == 2, proj_size=proj)
     x = 2 * torch.randn(STEPS, ROWS, I)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what narrow grids lose
         fused: Any = tlq.quantize(lstm, [x], config)
-    found = []
+    found: list[str] = []
     cells = fused.cells()
-    output, (h, c) = fused(x)
-    for name, got, want in zip(("output", "h_n", "c_n"), (output, h, c), reference.lstm(cells, x), strict=True):
-        if not torch.equal(got, want):
-            found.append(f"{name} differs")
     sums = iter(ops.sums(fused.packed()))
     for layer, row in enumerate(cells):
         for direction, cell in zip(("forward", "backward"), row, strict=False):
@@ -114,7 +134,7 @@ def complaints(config: tlq.LSTMQConfig, layers: int = 1, directions: int = 1, pr
             expected += (expected_sums(q.ogate_cy, q.weight_hr),) if proj else ()
             if (got := next(sums)) != expected:
                 found.append(f"{place}: sums {got} for {expected}")
-    return found
+    return Made(fused, x, reference.lstm(cells, x), found)
 
 
 def expected_sums(operand: QParams | None, weights: WeightQParams | None) -> str:
@@ -177,16 +197,23 @@ def _wrong_weights(asked: dict[str, Any], cell: Any, floats: dict[str, torch.Ten
             yield f"{name} lies outside [{observer.quant_min}, {observer.quant_max}]"
 
 
-def main() -> None:
+def main(*isas: str) -> None:
     torch.set_num_threads(1)
-    walked, failed = 0, {}
-    for name, config in walk():
-        walked += 1
+    everything = []
+    for walked, (name, config) in enumerate(walk(), start=1):
         projected = walked % 2 == 0 or "hy" in name or "weight_hr" in name
-        if wrong := complaints(config, proj=PROJ if projected else 0):
-            failed[name] = wrong
-    print(json.dumps({"isa": ops.isa_active(), "walked": walked, "failed": failed}))
+        everything.append((name, made(config, proj=PROJ if projected else 0)))
+    for isa in isas:
+        if os.fork():
+            if os.wait()[1]:
+                sys.exit(1)
+            continue
+        os.environ["TORCH_LSTM_QUANT_ISA"] = isa
+        wrong = [(name, [*one.complaints_of_bits(), *one.complaints]) for name, one in everything]
+        failed = [(name, found) for name, found in wrong if found]
+        print(json.dumps({"isa": ops.isa_active(), "walked": len(wrong), "failed": failed}))
+        break
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])
