@@ -96,7 +96,9 @@ class Int8Sums {
     const Layout<Dot> layout(round_up(depth, kDepthStep));
     char* const first = rows.scratch + sizeof written;
     auto* row_sums = reinterpret_cast<int32_t*>(first + rows.count * layout.row_bytes);
-    written = {form, {first, layout.row_bytes, row_sums, layout.apart_at}};
+    // each by itself: what pads Written stays as it was, and equal rows leave equal bytes
+    written.form = form;
+    written.rows = {first, layout.row_bytes, row_sums, layout.apart_at};
     size_t kept_apart = 0;
     for (size_t r = 0; r < rows.count; ++r) {
       char* out = first + r * layout.row_bytes;
