@@ -61,7 +61,9 @@ _VECTORS = {
         "V::join_parts(sum.high, sum.low)",
         "if (projection.depth > kMaxWideDepth) return;",
     ),
-    "kernels/steps-inl.h": ("return {name, rates, quantize, project, step, list_changes, evaluate, kProjectsAhead};",),
+    "kernels/steps-inl.h": (
+        "return {name, rates, quantize, project, step, scratch_bytes, list_changes, evaluate, kProjectsAhead};",
+    ),
 }
 
 
