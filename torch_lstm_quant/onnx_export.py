@@ -47,8 +47,8 @@ def export_onnx(
         ImportError: there is no ``onnx``, or, for a model, no ``onnxscript``.
         TypeError: not a module; a path that is none; ``args`` that are missing, or given for a fused LSTM.
         FileNotFoundError: the folder of ``path`` does not exist.
-        ValueError: a model without a fused LSTM, or with one that ONNX cannot express or that is in training mode: the message
-            names it. A subclass of the fused LSTM with a ``forward`` of its own.
+        ValueError: a model without a fused LSTM, or with one that ONNX cannot express: the message names it. A subclass of the
+            fused LSTM with a ``forward`` of its own.
     """
     if not isinstance(path, (str, PathLike)):
         raise TypeError(f"path must be a str or Path, got {path!r}")
@@ -70,19 +70,9 @@ def export_onnx(
     table = onnx_translation_table(model_or_module)
     if args is None:
         raise TypeError("a model is traced, which needs args, example inputs for it, got None")
-    _check_eval(model_or_module)
     options = {"verbose": False, **options}  # the library prints nothing
     args = args if isinstance(args, tuple) else (args,)
     torch.onnx.export(model_or_module, args, path, dynamo=True, custom_translation_table=table, **options)
-
-
-def _check_eval(model: nn.Module) -> None:
-    """Here, as torch's exporter would hide what the LSTM says in an error of its own."""
-    for path, module in model.named_modules():
-        if isinstance(module, (LSTM, LSTMCell)) and module.training:
-            raise ValueError(
-                f"a fused {type(module).__name__} is for inference only, got {path} in training mode: call model.eval() first"
-            )
 
 
 def lstm_model(module: Fused) -> onnx.ModelProto:
