@@ -162,6 +162,7 @@ NO_CONFIGS = {
         "got QConfigMapping, which is for prepare_fx: pass LSTMQConfig.int8(), and to prepare_fx "
         "torch_lstm_quant.qconfig_mapping(LSTMQConfig.int8(), mapping)",
     ),
+    "a method": (LSTMQConfig.replace, "got function"),
     "another function": (len, "got builtin_function_or_method"),
     "a name": ("int8", "got str"),
 }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
@@ -257,10 +256,11 @@ def check_qconfig(value: object, name: str, wanted: str = "an LSTMQConfig") -> L
     if isinstance(value, LSTMQConfig):
         return value
     got = type(value).__name__
-    preset = getattr(value, "__name__", "")
+    presets = {name: method for name, method in vars(LSTMQConfig).items() if isinstance(method, staticmethod)}
+    preset = next((name for name, method in presets.items() if method.__func__ is value), None)
     if value is LSTMQConfig:
         got = "the class: call one of its presets, LSTMQConfig.int8()"
-    elif inspect.isfunction(value) and getattr(LSTMQConfig, preset, None) is value:
+    elif preset is not None:
         got = f"a function: call it, LSTMQConfig.{preset}()"
     elif isinstance(value, QConfig):
         got += ", which is for torch.ao's QConfigMapping: pass LSTMQConfig.int8(), or the LSTMQConfig whose as_qconfig() it is"
