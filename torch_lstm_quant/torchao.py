@@ -22,7 +22,7 @@ from torch import nn
 
 from torch_lstm_quant.custom_config import Backend, Converter
 from torch_lstm_quant.float_lstms import FLOAT_LSTMS
-from torch_lstm_quant.observed import OBSERVED_LSTMS, ObservedLSTMCell, observe
+from torch_lstm_quant.observed import OBSERVED_LSTMS, Observed, ObservedLSTMCell, observe
 from torch_lstm_quant.qconfig import LSTMQConfig, check_qconfig
 from torch_lstm_quant.stages import what_was_found
 
@@ -84,7 +84,7 @@ def is_lstm(module: nn.Module, fqn: str) -> bool:
 
 
 def _check_model(model: nn.Module) -> None:
-    """What can be said of a whole model before any of its modules is replaced."""
+    """What can be said of a whole model, and done for it, before any of its modules is replaced."""
     found = {path: module for path, module in model.named_modules() if isinstance(module, _LSTMS)}
     if not found:
         raise ValueError(f"the model must contain an LSTM that is float or was prepared: {what_was_found(model)}")
@@ -94,14 +94,19 @@ def _check_model(model: nn.Module) -> None:
             "torch_lstm_quant.quantize"
         )
     observed = {path: module for path, module in found.items() if isinstance(module, OBSERVED_LSTMS)}
-    for path, module in observed.items():  # what replaces them is not told what they are called
-        module.where = f"{'LSTMCell' if isinstance(module, ObservedLSTMCell) else 'LSTM'} {path!r}"
+    _name(observed)
     idle = [module.where for module in observed.values() if not module.calls]
     if idle and len(observed) == len(found):
         raise ValueError(
             f"every LSTM of the model was prepared, but {', '.join(idle)} never ran: call the model on calibration data "
             "before converting it, or prepare it with a filter_fn that leaves out what no input reaches"
         )
+
+
+def _name(observed: dict[str, Observed]) -> None:
+    """By paths, for messages: what replaces them is told nothing but the module."""
+    for path, module in observed.items():
+        module.where = f"{'LSTMCell' if isinstance(module, ObservedLSTMCell) else 'LSTM'} {path!r}"
 
 
 @register_quantize_module_handler(LSTMConfig)  # type: ignore[untyped-decorator]
