@@ -68,6 +68,12 @@ AlignedBytes::~AlignedBytes() {
   ::operator delete(data_, std::align_val_t{kAlign});
 }
 
+AlignedBytes zeros(size_t count) {
+  AlignedBytes bytes(round_up(count, kAlign));
+  std::memset(bytes.data(), 0, bytes.size());
+  return bytes;
+}
+
 template <>
 float* RandomStack::keep(std::vector<float> values) {
   return floats_.emplace_back(std::move(values)).data();

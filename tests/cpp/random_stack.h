@@ -36,7 +36,7 @@ class Dice {
 // A proj_size for so many hidden units: often none, seldom more than they are.
 int64_t random_proj_size(Dice& dice, int64_t hidden_size);
 
-// A blob's bytes at an aligned place of exactly their number, so that a sanitizer sees what is read beyond.
+// Bytes, a blob's or others, at an aligned place of exactly their number, so that a sanitizer sees what is read beyond.
 class AlignedBytes {
  public:
   explicit AlignedBytes(size_t count);
@@ -52,6 +52,13 @@ class AlignedBytes {
   uint8_t* data_;
   size_t size_;
 };
+
+// Rounded up to whole lines.
+AlignedBytes zeros(size_t count);
+
+inline float* floats(AlignedBytes& bytes) {
+  return reinterpret_cast<float*>(bytes.data());
+}
 
 // Arrays that CellSource points into.
 class RandomStack {

@@ -37,4 +37,10 @@ std::vector<const Kernels*> tested_kernels() {
   return kernels;
 }
 
+std::vector<const Kernels*> vector_kernels() {
+  auto kernels = tested_kernels();
+  kernels.pop_back();  // scalar
+  return kernels;
+}
+
 }  // namespace lstm_quant::testing
