@@ -91,24 +91,23 @@ def walk() -> Iterator[tuple[str, tlq.LSTMQConfig]]:
 
 @dataclass(frozen=True)
 class Made:
-    """The fused LSTM of a configuration, an input, what the integer reference gives of it, and what is wrong so far."""
+    """The fused LSTM of a configuration, an input, what the integer reference gives of it, and what is wrong on every ISA."""
 
     fused: tlq.LSTM
     x: Tensor
     want: tuple[Tensor, ...]
-    complaints: list[str]
+    found: list[str]
 
-    def complaints_of_bits(self) -> list[str]:
-        """Which of the fused results are not the reference's, on the ISA of the process."""
+    def complaints(self) -> list[str]:
+        """What is wrong on the ISA of the process: also which of the fused results are not the reference's."""
         output, states = self.fused(self.x)
         results = zip(("output", "h_n", "c_n"), (output, *states), self.want, strict=True)
-        return [f"{name} differs" for name, got, want in results if not torch.equal(got, want)]
+        return [*(f"{name} differs" for name, got, want in results if not torch.equal(got, want)), *self.found]
 
 
 def complaints(config: tlq.LSTMQConfig, layers: int = 1, directions: int = 1, proj: int = 0) -> list[str]:
     """What is wrong with the fused LSTM that is made of a configuration: nothing, if it does what was asked for."""
-    one = made(config, layers, directions, proj)
-    return [*one.complaints_of_bits(), *one.complaints]
+    return made(config, layers, directions, proj).complaints()
 
 
 def made(config: tlq.LSTMQConfig, layers: int = 1, directions: int = 1, proj: int = 0) -> Made:
@@ -209,7 +208,7 @@ def main(*isas: str) -> None:
                 sys.exit(1)
             continue
         os.environ["TORCH_LSTM_QUANT_ISA"] = isa
-        wrong = [(name, [*one.complaints_of_bits(), *one.complaints]) for name, one in everything]
+        wrong = [(name, one.complaints()) for name, one in everything]
         failed = [(name, found) for name, found in wrong if found]
         print(json.dumps({"isa": ops.isa_active(), "walked": len(wrong), "failed": failed}))
         break
