@@ -19,15 +19,16 @@ import torch_lstm_quant as tlq
 SIZES = "1,2,3,5,8,13,16,24,32,48,64,100,128,192,256,384,512,768,1024,1536,2048"
 CALLS = ["1,1", "20,1", "20,8", "5,64"]
 BLOCK_SECONDS = 1e-3
+"""A block is of as many calls of each as take float32 about this long."""
 
 
-def ways(size: int, steps: int, rows: int, least: float) -> dict[str, Callable[[], object]]:
-    """Blocks of as many calls of each as take float32 about `least` seconds."""
+def ways(size: int, steps: int, rows: int) -> dict[str, Callable[[], object]]:
+    """Blocks of calls of each."""
     torch.manual_seed(0)
     lstm = nn.LSTM(size, size).eval().requires_grad_(False)
     fused = tlq.quantize(lstm, [torch.randn(20, 4, size)], progress=False)
     x, states = torch.randn(steps, rows, size), (torch.zeros(1, rows, size), torch.zeros(1, rows, size))
-    times = max(1, int(least / min(take_turns({"float32": lambda: lstm(x, states)}, 0)["float32"])))
+    times = max(1, int(BLOCK_SECONDS / min(take_turns({"float32": lambda: lstm(x, states)}, 0)["float32"])))
 
     def block(module: nn.Module) -> Callable[[], object]:
         def run() -> None:
@@ -56,7 +57,7 @@ def main() -> None:
         cells = []
         for steps, rows in calls:
             with torch.inference_mode():
-                taken = take_turns(ways(size, steps, rows, BLOCK_SECONDS), options.seconds, warm_up=True)
+                taken = take_turns(ways(size, steps, rows), options.seconds, warm_up=True)
             ratios = [quartiles_over(taken[name], taken["int8"])[1] for name in logs]
             for log, ratio in zip(logs.values(), ratios, strict=True):
                 log.append(math.log(ratio))
