@@ -93,3 +93,10 @@ def test_without_the_operators_the_program_says_so(example: Example) -> None:
     done = subprocess.run(arguments, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "/no/such/library.so" in done.stderr
+
+
+def test_input_that_ends_within_a_step_is_refused(example: Example) -> None:
+    arguments = [example.program, example.package, OPERATORS, "1", "10"]
+    done = subprocess.run(arguments, input=bytes(4 * (2 * export_model.INPUT_SIZE + 1)), capture_output=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.decode() == "the input ends within a step\n"

@@ -68,6 +68,16 @@ def random_call(dice: Dice, preset: str | None) -> tuple[list[list[Cell]], Tenso
     return layers, random_input(dice, dice.integer(1, 20), rows, input_size), *random_states(dice, layers, rows)
 
 
+def test_the_c_example_refuses_input_that_ends_within_a_row(tmp_path: Path) -> None:
+    program = compile_example(tlq.LSTM(random_layers(Dice(0), 3, 5, 1, 1, "int8")), tmp_path)
+    row = bytes(4 * (2 * 3 + 5 + 5))
+    for given in (b"", row[4:], row + row[4:], row + row[: 4 * 2 * 3]):
+        done = subprocess.run([program, "2"], input=given, capture_output=True, check=False)
+        assert done.returncode == 1
+        assert done.stderr.decode() == f"row {len(given) // len(row)}: needs 16 floats: x, then h and c\n"
+    assert subprocess.run([program, "2"], input=row + row, check=False, stdout=subprocess.DEVNULL).returncode == 0
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("seed", range(2))
 def test_the_c_example_gives_the_fused_bits_of_presets(preset: str, seed: int, tmp_path: Path) -> None:

@@ -114,7 +114,8 @@ class QParams:
             raise ValueError(f"quant_min must be less than quant_max, got {self.quant_min} and {self.quant_max}")
         if self.quant_max - self.quant_min > MAX_STEPS and not self.unbounded:
             raise ValueError(
-                f"a grid has at most 16 bits ({MAX_STEPS} steps), got quant_min={self.quant_min}, quant_max={self.quant_max}"
+                f"a grid has at most 16 bits ({MAX_STEPS} steps), got quant_min={self.quant_min}, quant_max={self.quant_max}: "
+                "give nearer ones"
             )
         if not self.quant_min <= self.zero_point <= self.quant_max:
             raise ValueError(

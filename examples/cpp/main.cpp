@@ -37,6 +37,7 @@ void run(const char* package, int64_t batch, int64_t chunk) {
   std::vector<float> values(chunk * batch * input_size);
   while (const int64_t read = fread(values.data(), sizeof(float), values.size(), stdin)) {
     const int64_t steps = read / (batch * input_size);
+    if (read != steps * batch * input_size) throw std::runtime_error("the input ends within a step");
     const at::Tensor features = at::from_blob(values.data(), {steps, batch, input_size});
     const std::vector<at::Tensor> results = model.run({features, h, c});
     write(results.at(0));

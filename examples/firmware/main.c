@@ -33,14 +33,23 @@ int main(int argc, char** argv) {
   float *x = malloc((size_t)steps * widest * sizeof *x), *output = malloc((size_t)steps * widest * sizeof *output);
   float *h = malloc(h_states * sizeof *h), *c = malloc(c_states * sizeof *c),
         *gates = malloc(8 * units * sizeof *gates);
+  long rows = 0;
   int32_t* q = malloc((widest > units ? widest : units) * sizeof *q);
   if (steps < 1 || !x || !output || !h || !c || !gates || !q) {
     fprintf(stderr, "usage: %s STEPS < floats > floats\n", argv[0]);
     return 2;
   }
-  while (fread(x, sizeof *x, inputs, stdin) == inputs && fread(h, sizeof *h, h_states, stdin) == h_states &&
-         fread(c, sizeof *c, c_states, stdin) == c_states) {
+  for (;;) {
     int32_t layer, direction;
+    const size_t got = fread(x, sizeof *x, inputs, stdin);
+    if (got == 0 && rows > 0) break;
+    if (got < inputs || fread(h, sizeof *h, h_states, stdin) < h_states ||
+        fread(c, sizeof *c, c_states, stdin) < c_states) {
+      fprintf(stderr, "row %ld: needs %lu floats: x, then h and c\n", rows,
+              (unsigned long)(inputs + h_states + c_states));
+      return 1;
+    }
+    ++rows;
     for (layer = 0; layer < model->num_layers; ++layer) {
       float* swapped = x;
       for (direction = 0; direction < model->num_directions; ++direction) {
