@@ -14,6 +14,7 @@ from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 
 import torch_lstm_quant as tlq
 from torch_lstm_quant.observed import ObservedLSTM, ReferenceLSTM
+from torch_lstm_quant.user_warning import warn_user
 
 ZEROS, X = torch.zeros(6, 3, 5), torch.randn(6, 3, 5, generator=torch.Generator().manual_seed(0))
 
@@ -92,6 +93,15 @@ def test_what_a_grid_loses() -> None:
         (alone, "ReferenceLSTM.from_observed(observed)  # alone"),
     ):
         assert lines_of(call, tlq.LossWarning, "calibration saw no value but 0") == {line}
+
+
+@pytest.mark.parametrize(("name", "file"), [(None, __file__), ("", __file__), (3, "any.py"), ("torchvision", "any.py")])
+def test_code_of_any_name(name: object, file: str) -> None:
+    """Such as exec runs, with globals of its caller's."""
+    values = {"warn_user": warn_user, "__name__": name}
+    with pytest.warns(UserWarning, match="of any name") as caught:
+        exec(compile("warn_user('of any name')", "any.py", "exec"), values)
+    assert [warning.filename for warning in caught] == [file]
 
 
 def test_what_a_grid_loses_for_torchao() -> None:
