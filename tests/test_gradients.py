@@ -132,6 +132,19 @@ def test_of_each_input(kind: type[nn.Module], wants: int) -> None:
         output[0].sum().backward()
 
 
+@pytest.mark.parametrize("wants", [0, 1])
+def test_tensors_of_inference_mode_beside_what_requires_a_gradient(wants: int) -> None:
+    module = tlq.LSTM(random_layers(Dice(0), I, H, 1, 1, "int8"))
+    with torch.inference_mode():
+        values = [torch.randn(T, B, I), torch.zeros(1, B, H), torch.zeros(1, B, H)]
+        expected, _ = module(values[0], tuple(values[1:]))
+    values[wants] = values[wants].clone().requires_grad_()
+    output, _ = module(values[0], tuple(values[1:]))
+    assert torch.equal(output, expected)
+    with pytest.raises(RuntimeError, match=REFUSED):
+        output.sum().backward()
+
+
 def test_integers_have_no_gradient() -> None:
     module = tlq.LSTM(random_layers(Dice(0), I, H, 1, 1, "int8"))
     x = torch.randint(0, 255, (T, B, I), dtype=torch.uint8)

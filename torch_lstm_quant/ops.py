@@ -102,7 +102,9 @@ def _fake_lstm_backward(output: Tensor | None, h_n: Tensor | None, c_n: Tensor |
 
 
 def _keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.save_for_backward(*inputs[:3])
+    # no others, which may be inference tensors: those cannot be saved
+    pairs = zip(inputs[:3], ctx.needs_input_grad, strict=False)
+    ctx.save_for_backward(*(tensor if needs else None for tensor, needs in pairs))
 
 
 def _backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
