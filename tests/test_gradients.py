@@ -156,7 +156,34 @@ def test_integers_have_no_gradient() -> None:
         c_n.sum().backward()
 
 
-def test_forward_mode_is_refused() -> None:
-    model, x = Sequences().eval(), torch.randn(T, B, 5)
-    with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="jvp"):
-        model(forward_ad.make_dual(x, x))
+FORWARD_MODE = "inference only, got a call that forward mode"
+
+
+@pytest.mark.parametrize("name", ["input", "h_0", "c_0"])
+def test_forward_mode_is_refused(name: str) -> None:
+    module = tlq.LSTM(random_layers(Dice(0), I, H, 1, 1, "int8"))
+    tensors = {"input": torch.randn(T, B, I), "h_0": torch.zeros(1, B, H), "c_0": torch.zeros(1, B, H)}
+    with forward_ad.dual_level():
+        x, *states = (forward_ad.make_dual(t, t) if key == name else t for key, t in tensors.items())
+        with pytest.raises(NotImplementedError, match=FORWARD_MODE):
+            module(x, tuple(states))
+        x, *states = tensors.values()
+        assert torch.equal(module(forward_ad.make_dual(x, x).detach(), tuple(states))[0], module(x, tuple(states))[0])
+
+
+def summed(module: tlq.LSTM) -> Model:
+    return lambda x: module(x)[0].sum()  # type: ignore[no-any-return]
+
+
+def test_transforms_in_forward_mode_are_refused() -> None:
+    function, x = summed(tlq.LSTM(random_layers(Dice(0), I, H, 1, 1, "int8"))), torch.randn(T, B, I)
+    with pytest.raises(NotImplementedError, match=FORWARD_MODE):
+        torch.func.jvp(function, (x,), (x,))
+    with pytest.raises(NotImplementedError, match=FORWARD_MODE):
+        torch.func.jacfwd(function)(x)
+
+
+@pytest.mark.parametrize("transform", [torch.func.grad, torch.func.jacrev, torch.func.hessian])
+def test_other_transforms_are_refused_by_torch(transform: Callable[[Model], Model]) -> None:
+    with pytest.raises(RuntimeError):
+        transform(summed(tlq.LSTM(random_layers(Dice(0), I, H, 1, 1, "int8"))))(torch.randn(T, B, I))

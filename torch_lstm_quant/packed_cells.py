@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from torch_lstm_quant import _direct, ops, saved_states
 from torch_lstm_quant.call_forms import Shape
@@ -103,6 +104,12 @@ class PackedCells(nn.Module):
         batch_sizes: Tensor | None = None,
         lengths: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
+        # an operator has no formula for forward mode, and would give zeros
+        if not torch.compiler.is_compiling() and forward_ad._current_level >= 0 and _have_tangent(x, h0, c0):
+            raise NotImplementedError(
+                "a fused LSTM or LSTMCell is for inference only, got a call that forward mode (torch.func.jvp, jacfwd) "
+                "differentiates: call it on detached tensors"
+            )
         return ops.lstm(x, h0, c0, self.packed(), self._shape, h_dtype, c_dtype, batch_sizes, lengths)
 
     def _integer_form(self) -> IntegerForm:
@@ -260,13 +267,18 @@ def _wants_gradient(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
+def _have_tangent(*tensors: Tensor | None) -> bool:
+    return any(tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors)
+
+
 def _nobody_watches() -> bool:
-    """Whether the operator itself need not be seen: by a compiler, an exporter, a tracer, a dispatch mode or a profiler."""
+    """Whether the operator itself need not be seen: by a compiler, exporter, tracer, mode, profiler or forward mode."""
     return not (
         torch.compiler.is_compiling()
         or torch._C._get_tracing_state() is not None
         or torch._C._len_torch_dispatch_stack()
         or torch._C._autograd._profiler_enabled()
+        or forward_ad._current_level >= 0
     )
 
 
