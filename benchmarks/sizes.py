@@ -22,13 +22,18 @@ BLOCK_SECONDS = 1e-3
 """A block is of as many calls of each as take float32 about this long."""
 
 
-def ways(size: int, steps: int, rows: int) -> dict[str, Callable[[], object]]:
-    """Blocks of calls of each."""
+def lstms(size: int) -> dict[str, nn.Module]:
     torch.manual_seed(0)
     lstm = nn.LSTM(size, size).eval().requires_grad_(False)
     fused = tlq.quantize(lstm, [torch.randn(20, 4, size)], progress=False)
+    return {"float32": lstm, "quantize_dynamic": dynamic(lstm), "int8": fused}
+
+
+def blocks(systems: dict[str, nn.Module], size: int, steps: int, rows: int) -> dict[str, Callable[[], object]]:
+    """As many calls of each."""
     x, states = torch.randn(steps, rows, size), (torch.zeros(1, rows, size), torch.zeros(1, rows, size))
-    times = max(1, int(BLOCK_SECONDS / min(take_turns({"float32": lambda: lstm(x, states)}, 0)["float32"])))
+    taken = take_turns({"float32": lambda: systems["float32"](x, states)}, 0)["float32"]
+    times = max(1, int(BLOCK_SECONDS / min(taken)))
 
     def block(module: nn.Module) -> Callable[[], object]:
         def run() -> None:
@@ -37,7 +42,7 @@ def ways(size: int, steps: int, rows: int) -> dict[str, Callable[[], object]]:
 
         return run
 
-    return {"float32": block(lstm), "quantize_dynamic": block(dynamic(lstm)), "int8": block(fused)}
+    return {name: block(module) for name, module in systems.items()}
 
 
 def main() -> None:
@@ -54,10 +59,10 @@ def main() -> None:
     print("| units | " + " | ".join(titles) + " |\n" + "| --- " * (1 + len(titles)) + "|")
     logs: dict[str, list[float]] = {"float32": [], "quantize_dynamic": []}
     for size in map(int, options.sizes.split(",")):
-        cells = []
+        systems, cells = lstms(size), []
         for steps, rows in calls:
             with torch.inference_mode():
-                taken = take_turns(ways(size, steps, rows), options.seconds, warm_up=True)
+                taken = take_turns(blocks(systems, size, steps, rows), options.seconds, warm_up=True)
             ratios = [quartiles_over(taken[name], taken["int8"])[1] for name in logs]
             for log, ratio in zip(logs.values(), ratios, strict=True):
                 log.append(math.log(ratio))

@@ -88,6 +88,6 @@ def _check_overrides(config: LSTMQConfig, lstm: FloatLSTM, where: str) -> None:
         if (layer is not None and layer >= layers) or (direction == "backward" and directions == 1):
             raise ValueError(
                 f"{where}: its configuration overrides layer {'any' if layer is None else layer}, {direction or 'both'} "
-                f"direction, but it has {layers} layers and {directions} directions, the first layer being 0: correct that, "
+                f"direction, but it has {layers} layers and {directions} direction(s), the first layer being 0: correct that, "
                 f"or give this {'LSTM' if isinstance(lstm, nn.LSTM) else 'LSTMCell'} a configuration of its own"
             )
