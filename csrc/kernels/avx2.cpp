@@ -28,9 +28,8 @@ LSTM_QUANT_BEGIN_TARGET("avx2,fma")
 namespace lstm_quant {
 namespace {
 
-// Rows of fewer values gain less than looking at them costs.
-constexpr size_t kLeastSigned = 128;
-constexpr size_t kLeastPaired = 256;  // of a single row
+// Rows of fewer values gain less from pairs than looking at them costs.
+constexpr size_t kLeastPaired = 128;
 
 // The sums of rows by the first Dot that takes all of them, of those that need ever more operations.
 class Int8Sums {
@@ -41,7 +40,7 @@ class Int8Sums {
     if (!rows.written) {
       const size_t depth = projection.depth;
       const bool done =
-          (rows.count > 1 && depth >= kLeastSigned && write<SignedPairs>(Form::kSignedPairs, rows, depth, *written)) ||
+          (rows.count > 1 && depth >= kLeastPaired && write<SignedPairs>(Form::kSignedPairs, rows, depth, *written)) ||
           ((rows.count > 1 || depth >= kLeastPaired) && write<MaskedPairs>(Form::kMaskedPairs, rows, depth, *written));
       if (!done) write<MaskedDot>(Form::kMasked, rows, depth, *written);
     }
@@ -113,8 +112,18 @@ class Int8Sums {
 
   template <class Dot, class Sink>
   void sum(int32_t block, size_t first_row, size_t rows, const Sink& sink) const {
+    if (rows == 1) return sum_row<Dot>(block, first_row, sink);
     sum_all_rows<Dot>(written_.rows, first_row, rows, BlockWeights(projection_, block), sink,
                       later<Dot>(block, first_row, rows));
+  }
+
+  template <class Dot, class Sink>
+  void sum_row(int32_t block, size_t row, const Sink& sink) const {
+    const BlockWeights weights(projection_, block);
+    const char* after = walk_.after(projection_, block);
+    // unknown: a step that walks back begins with this block again
+    LaterWeights later{after != nullptr ? after : weights.weights};
+    sum_rows<Dot, 1>(written_.rows, row, 1, weights, sink, later);
   }
 
   // These rows' part of the weights that are read after the block's. Their tiles go through the depth several times, as

@@ -205,7 +205,10 @@ struct KernelsOf {
   template <CellForm kForm, class BlockSums>
   static void step_row(const StepArgs& args, const BlockSums& block_sums, int32_t first_block, int32_t blocks) {
     float* sums = static_cast<float*>(args.scratch);
-    for (int32_t i = 0; i < blocks; ++i) block_sums(first_block + i, 0, 1, KeepSums{0, sums + i * kBlock});
+    for (int32_t done = 0; done < blocks; ++done) {
+      const int32_t i = args.descending ? blocks - 1 - done : done;
+      block_sums(first_block + i, 0, 1, KeepSums{0, sums + i * kBlock});
+    }
     finish_all<kForm, kTailBlocks<kForm>, false>(args, 0, first_block * kUnits, sums, blocks);
   }
 

@@ -10,7 +10,8 @@
 //   vectors(rows)          vectors of columns in a tile of so many rows
 //   kFetchesLater          whether tiles of several rows fetch weights that are read later, see LaterWeights
 //   kSplit                 sums that the groups of a single row go to in turn, to hide the latency of one
-//   kFetchBytes            how far ahead a single row's weights are fetched; 0: the CPU's own prefetchers do it
+//   kFetchBytes            how far ahead a single row's weights are fetched, across the end of the block into
+//                          LaterWeights; 0: the CPU's own prefetchers do it
 //   Operand operand(const char*)
 //   Sum start(const BlockWeights&, int column, int32_t row_sum)         for the vector that begins at `column`
 //   Weights load(const char*)
@@ -28,8 +29,6 @@ namespace lstm_quant {
 namespace {
 
 constexpr int kWeightBytes = kBlock * kGroup;  // of one group's weights in a block; also kBlock floats
-// Groups of a block from which a single row's weights are fetched ahead: fewer are at hand.
-constexpr size_t kFetchedGroups = 64;
 
 // A group of an operand row that Dot cannot take in its place: zeros stand there, and it is multiplied by itself, by
 // Dot::Single. After the last of a row comes one whose group is negative.
@@ -76,8 +75,8 @@ struct BlockWeights {
         offset(projection.offset) {}
 };
 
-// Weights that are read later: a line of them is fetched into the second-level cache with each group of a tile, so that
-// the first rows that need them do not wait for them.
+// Weights that are read after the block: of several rows, a line of them is fetched into the second-level cache with
+// each group of a tile, so that the first rows that need them do not wait for them.
 struct LaterWeights {
   const char* next = nullptr;
   size_t step = 0;  // bytes
@@ -185,15 +184,17 @@ __attribute__((noinline)) void sum_tile(const OperandRows& rows, size_t first_ro
       for (int s = 1; s < kSplit; ++s) totals[s][r][v] = Dot::zero();
     }
   }
-  const bool fetches = kRows == 1 && Dot::kFetchBytes > 0 && block.groups >= kFetchedGroups;
+  constexpr bool kFetches = kRows == 1 && Dot::kFetchBytes > 0;
+  [[maybe_unused]] const char* ahead = weights + Dot::kFetchBytes;
+  [[maybe_unused]] const char* const end_of_weights = weights + block.groups * kWeightBytes;
   for (size_t group = 0; group < block.groups;) {
     const size_t end = Dot::kPartedGroups > 0 ? std::min(block.groups, group + Dot::kPartedGroups) : block.groups;
     for (; group < end; group += kSplit * Dot::kGroups) {
-      if (fetches) {
+      if constexpr (kFetches) {
 #pragma GCC unroll 8
-        for (size_t line = 0; line < kSplit * Dot::kGroups * kWeightBytes; line += kAlign) {
-          __builtin_prefetch(weights + Dot::kFetchBytes + line);
-        }
+        for (int line = 0; line < Dot::kGroups * kWeightBytes; line += kAlign) __builtin_prefetch(ahead + line);
+        ahead += Dot::kGroups * kWeightBytes;
+        if (ahead == end_of_weights) ahead = later.next;
       }
       if constexpr (Dot::kFetchesLater && kRows > 1) {
 #pragma GCC unroll 8
