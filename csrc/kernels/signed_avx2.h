@@ -57,7 +57,7 @@ struct SignedPairs : SignedDot {
   static constexpr int kMaxRows = 6;
   static constexpr int kFetchBytes = 0;
   // Of rows of which more than one in so many pairs does not fit, masked pairs take less time.
-  static constexpr size_t kPairsApart = 6;
+  static constexpr size_t kPairsApart = 4;
 
   static constexpr int vectors(int rows) { return rows == 1 ? 8 : rows == 2 ? 4 : 2; }
   static Operand operand(const char* p) { return {SignedDot::operand(p), SignedDot::operand(p + kGroup)}; }
