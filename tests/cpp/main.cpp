@@ -1,13 +1,17 @@
-// Runs all tests, or those whose names contain the first argument.
+// Runs all tests, or those whose names contain the first argument; says first which kernels they compare.
 #include <cstdio>
 #include <cstring>
 #include <exception>
 
 #include "check.h"
+#include "dispatch.h"
+#include "tested_kernels.h"
 
 int main(int argc, char** argv) {
+  using namespace lstm_quant;
+  std::printf("kernels: %s; chosen: %s\n", names(testing::tested_kernels()).c_str(), choose_kernels("").name);
   int failed = 0, run = 0;
-  for (const auto& test : lstm_quant::testing::tests()) {
+  for (const auto& test : testing::tests()) {
     if (argc > 1 && std::strstr(test.name, argv[1]) == nullptr) continue;
     ++run;
     try {

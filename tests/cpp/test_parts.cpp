@@ -64,6 +64,14 @@ TEST(an_unknown_isa_is_refused_with_the_legal_names) {
   CHECK(usable_kernels().back() == &kScalarKernels);
 }
 
+TEST(what_this_cpu_lacks_is_refused) {
+  const auto usable = usable_kernels();
+  for (const Kernels* kernels : built_kernels()) {
+    if (std::find(usable.begin(), usable.end(), kernels) != usable.end()) continue;
+    CHECK_ERROR(choose_kernels(kernels->name), std::string("got '") + kernels->name + "'");
+  }
+}
+
 TEST(every_evaluator_is_exact_on_every_isa_that_has_them) {
   for (const Kernels* kernels : tested_kernels()) {
     const CheckedKernels checked = check_evaluators(*kernels);
