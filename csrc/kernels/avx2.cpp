@@ -29,7 +29,7 @@ namespace lstm_quant {
 namespace {
 
 // Rows of fewer values gain less from pairs than looking at them costs.
-constexpr size_t kLeastPaired = 128;
+constexpr size_t kLeastPaired = 96;
 
 // The sums of rows by the first Dot that takes all of them, of those that need ever more operations.
 class Int8Sums {
@@ -39,10 +39,10 @@ class Int8Sums {
     auto* written = reinterpret_cast<Written*>(rows.scratch);
     if (!rows.written) {
       const size_t depth = projection.depth;
-      const bool done =
-          (rows.count > 1 && depth >= kLeastPaired && write<SignedPairs>(Form::kSignedPairs, rows, depth, *written)) ||
-          ((rows.count > 1 || depth >= kLeastPaired) && write<MaskedPairs>(Form::kMaskedPairs, rows, depth, *written));
-      if (!done) write<MaskedDot>(Form::kMasked, rows, depth, *written);
+      const bool paired =
+          depth >= kLeastPaired && ((rows.count > 1 && write<SignedPairs>(Form::kSignedPairs, rows, depth, *written)) ||
+                                    write<MaskedPairs>(Form::kMaskedPairs, rows, depth, *written));
+      if (!paired) write<MaskedDot>(Form::kMasked, rows, depth, *written);
     }
     written_ = *written;
   }
