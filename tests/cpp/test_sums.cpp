@@ -159,6 +159,33 @@ TEST(products_of_values_near_the_middle_are_summed_exactly) {
   }
 }
 
+// Rows of which any number of pairs of groups do not fit, from none to all: through every number at which kernels take
+// them otherwise, or run out of the room for what they keep apart, whether it is all of one row or some of each. The
+// depths are about that from which kernels look for pairs, and one at which that room is full to the last byte.
+TEST(sums_are_exact_however_many_pairs_do_not_fit) {
+  constexpr size_t kPair = 2 * kGroup;
+  // each group fits by itself, both together do not: neither signed values nor magnitudes
+  constexpr uint8_t kMisfit[kPair] = {192, 192, 128, 128, 192, 192, 128, 128};
+  for (const int32_t depth : {88, 96, 248}) {
+    const size_t pairs = depth / kPair;
+    for (const int weight : {-128, 127}) {
+      Uniform uniform(Sums::kInt8, depth, weight, 0);
+      for (const size_t rows : {1, 2, 3}) {
+        for (size_t misfits = 0; misfits <= rows * pairs; ++misfits) {
+          for (const bool row_by_row : {false, true}) {
+            std::vector<uint8_t> values(rows * depth, 128);
+            for (size_t i = 0; i < misfits; ++i) {
+              const size_t row = row_by_row ? i / pairs : i % rows, pair = row_by_row ? i % pairs : i / rows;
+              std::copy_n(kMisfit, kPair, values.data() + row * depth + pair * kPair);
+            }
+            uniform.check_rows(values, rows, 255);
+          }
+        }
+      }
+    }
+  }
+}
+
 // The largest depth at which int32 holds every sum of 8 bits, though not every part of it.
 TEST(sums_at_the_end_of_int32_are_exact) {
   constexpr int32_t kDepth = 65793;
