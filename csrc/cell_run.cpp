@@ -12,10 +12,6 @@ size_t max_operand_stride(size_t depth) {
   return round_up(round_up(depth, kUnits) * sizeof(float), kAlign);
 }
 
-const void* weights_of(const Projection& projection, int32_t block) {
-  return static_cast<const char*>(projection.weights) + block * projection.block_bytes;
-}
-
 }  // namespace
 
 CellState CellState::take(Arena& arena, const BoundCell& bound, int64_t rows) {
@@ -305,7 +301,7 @@ void CellRun::step_by_groups(StepArgs args, int64_t step, const Chunk& chunk) co
                                            : Portions::cut(mine, plan.group_blocks, args.descending);
     if (blocks.empty()) return;
     ProjectArgs input = projection(static_cast<int64_t>(args.rows), blocks.begin, blocks.end, chunk.igates);
-    input.then = weights_of(cell.hidden, args.descending ? blocks.end - 1 : blocks.begin);
+    input.then = cell.hidden.block_weights(args.descending ? blocks.end - 1 : blocks.begin);
     input.same_operand = args.same_h = !is_first;
     kernels.project(input);
     args.igates = chunk.igates;
@@ -313,7 +309,7 @@ void CellRun::step_by_groups(StepArgs args, int64_t step, const Chunk& chunk) co
     // what this thread takes next, unless others are there first
     const int32_t next = args.descending ? blocks.begin - plan.group_blocks : blocks.end;
     const bool is_last = args.descending ? blocks.begin == 0 : next == cell.blocks;
-    args.then = is_last ? nullptr : weights_of(cell.input, std::max(next, 0));
+    args.then = is_last ? nullptr : cell.input.block_weights(std::max(next, 0));
     step_blocks(args, step, blocks.begin, blocks.end);
   }
 }

@@ -136,7 +136,7 @@ class Int8Sums {
     const size_t bytes = projection_.block_bytes * rows / all_rows_;
     const size_t step = (bytes + groups - 1) / groups;
     // fewer groups than lines: so few rows are bound by reading anyway
-    if (after == nullptr || step > kAlign) return {static_cast<const char*>(projection_.weights), 0};
+    if (after == nullptr || step > kAlign) return {projection_.block_weights(0), 0};
     return {after + projection_.block_bytes * first_row / all_rows_, step};
   }
 

@@ -67,6 +67,8 @@ struct Projection {
   const float* multipliers = nullptr;           // scale of the operand * scale of the weights; 1 for kFloat
   const float* biases = nullptr;
   Grid output[kGates];  // part igates or hgates; four times hy
+
+  const char* block_weights(int32_t block) const { return static_cast<const char*>(weights) + block * block_bytes; }
 };
 
 // Evaluations that give every entry of a known table exactly: evaluators.h.
@@ -167,7 +169,7 @@ struct ProjectArgs {
   // Of a single row: what to make its sums of, instead of `operand`. Null: the operand.
   const Delta* delta = nullptr;
   // A block's weights that the call after this one begins with, which a kernel may fetch. Null: unknown.
-  const void* then = nullptr;
+  const char* then = nullptr;
   // The same operand as that of the call before with this scratch, which only was for other blocks.
   bool same_operand = false;
 };
@@ -204,7 +206,7 @@ struct StepArgs {
   int32_t ahead_part = 0;
   // Of a single row, without `ahead`: what to make its sums of, instead of `h`. Null: h.
   const Delta* delta = nullptr;
-  const void* then = nullptr;  // as in ProjectArgs
+  const char* then = nullptr;  // as in ProjectArgs
   bool same_h = false;         // as same_operand there
 };
 

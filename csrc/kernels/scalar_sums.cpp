@@ -5,7 +5,7 @@ namespace {
 
 template <class T>
 const T* block_weights(const Projection& projection, int32_t block) {
-  return reinterpret_cast<const T*>(static_cast<const char*>(projection.weights) + block * projection.block_bytes);
+  return reinterpret_cast<const T*>(projection.block_weights(block));
 }
 
 void int8_sums(const Projection& projection, const uint8_t* operand, int32_t block, float* sums) {

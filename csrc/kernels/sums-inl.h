@@ -68,7 +68,7 @@ struct BlockWeights {
   int32_t offset;
 
   BlockWeights(const Projection& projection, int32_t block)
-      : weights(static_cast<const char*>(projection.weights) + block * projection.block_bytes),
+      : weights(projection.block_weights(block)),
         groups(projection.sums == Sums::kFloat ? projection.depth : projection.padded_depth / kGroup),
         weight_sums(projection.sums == Sums::kFloat ? nullptr : projection.weight_sums + block * kBlock),
         zero_points(projection.sums == Sums::kWide ? projection.weight_zero_points + block * kBlock : nullptr),
@@ -92,13 +92,12 @@ struct Walk {
   int32_t first_block;
   int32_t last_block;
   bool descending;
-  const void* then;
+  const char* then;
 
   // The weights that are read after those of `block`, or null.
   const char* after(const Projection& projection, int32_t block) const {
-    if (block == (descending ? first_block : last_block - 1)) return static_cast<const char*>(then);
-    const size_t next = block + (descending ? -1 : 1);
-    return static_cast<const char*>(projection.weights) + next * projection.block_bytes;
+    if (block == (descending ? first_block : last_block - 1)) return then;
+    return projection.block_weights(block + (descending ? -1 : 1));
   }
 };
 
