@@ -75,11 +75,12 @@ struct BlockWeights {
         offset(projection.offset) {}
 };
 
-// Weights that are read after the block: of several rows, a line of them is fetched into the second-level cache with
-// each group of a tile, so that the first rows that need them do not wait for them.
+// Weights that are read after the block. A single row fetches the first of them before it is through with the block,
+// see Dot::kFetchBytes; several rows, a line of them into the second-level cache with each group of a tile, so that the
+// first rows that need them do not wait for them.
 struct LaterWeights {
   const char* next = nullptr;
-  size_t step = 0;  // bytes
+  size_t step = 0;  // bytes from a line to the next, of several rows
 
   void fetch() {
     __builtin_prefetch(next, 0, 2);
@@ -184,6 +185,9 @@ __attribute__((noinline)) void sum_tile(const OperandRows& rows, size_t first_ro
     }
   }
   constexpr bool kFetches = kRows == 1 && Dot::kFetchBytes > 0;
+  constexpr int kGroupsBytes = kSplit * Dot::kGroups * kWeightBytes;
+  static_assert(!kFetches || Dot::kFetchBytes % kGroupsBytes == 0, "what is fetched is to meet the end of the block");
+  // of a block that is no longer than that, it is beyond the end from the begin, and goes on to the block behind it
   [[maybe_unused]] const char* ahead = weights + Dot::kFetchBytes;
   [[maybe_unused]] const char* const end_of_weights = weights + block.groups * kWeightBytes;
   for (size_t group = 0; group < block.groups;) {
@@ -191,8 +195,8 @@ __attribute__((noinline)) void sum_tile(const OperandRows& rows, size_t first_ro
     for (; group < end; group += kSplit * Dot::kGroups) {
       if constexpr (kFetches) {
 #pragma GCC unroll 8
-        for (int line = 0; line < Dot::kGroups * kWeightBytes; line += kAlign) __builtin_prefetch(ahead + line);
-        ahead += Dot::kGroups * kWeightBytes;
+        for (int line = 0; line < kGroupsBytes; line += kAlign) __builtin_prefetch(ahead + line);
+        ahead += kGroupsBytes;
         if (ahead == end_of_weights) ahead = later.next;
       }
       if constexpr (Dot::kFetchesLater && kRows > 1) {
