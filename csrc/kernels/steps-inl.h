@@ -28,8 +28,9 @@ namespace {
 constexpr size_t kChunkRows = 24;  // most rows whose sums wait for the tail
 constexpr size_t kWholeRows = 8;   // rows that the tail takes side by side at best
 static_assert(kChunkRows % kWholeRows == 0);
-// Bytes of weights of a step from which they leave nothing else in the second-level cache.
-constexpr size_t kManyWeights = 1 << 20;
+// A step that reads more bytes of weights than these leaves nothing else in the second-level cache. Zen 3 has 512 KB,
+// and steps of just these gained nothing from fetching the rest again.
+constexpr size_t kEvictingBytes = 1 << 20;
 
 template <class Dot>
 class DotSums {
@@ -207,7 +208,7 @@ struct KernelsOf {
   template <CellForm kForm, class BlockSums>
   static void step_row(const StepArgs& args, const BlockSums& block_sums, int32_t first_block, int32_t blocks) {
     float* sums = static_cast<float*>(args.scratch);
-    if (args.cell->hidden.block_bytes * (args.last_block - args.first_block) > kManyWeights) {
+    if (args.cell->hidden.block_bytes * (args.last_block - args.first_block) > kEvictingBytes) {
       fetch_for_tail(args, first_block, blocks);
     }
     for (int32_t done = 0; done < blocks; ++done) {
@@ -217,19 +218,19 @@ struct KernelsOf {
     finish_all<kForm, kTailBlocks<kForm>, false>(args, 0, first_block * kUnits, sums, blocks);
   }
 
-  // What the tail of a row reads beside sums: it comes in while they are taken. Inlined: g++ drops calls of a function
-  // that does nothing but prefetch.
+  // What the tail of a row reads beside sums, and the output that it writes: they come in while the sums are taken.
+  // Inlined: g++ drops calls of a function that does nothing but prefetch.
   static LSTM_QUANT_INLINE void fetch_for_tail(const StepArgs& args, int32_t first_block, int32_t blocks) {
-    const auto fetch = [](const float* values, size_t first, size_t count) __attribute__((always_inline)) {
-      for (size_t i = 0; i < count; i += kAlign / sizeof(float)) __builtin_prefetch(values + first + i, 0, 2);
+    const auto fetch = [](const float* values, size_t count) __attribute__((always_inline)) {
+      for (size_t i = 0; i < count; i += kAlign / sizeof(float)) __builtin_prefetch(values + i, 0, 2);
     };
     const Projection& hidden = args.cell->hidden;
-    const size_t columns = static_cast<size_t>(blocks) * kBlock, units = static_cast<size_t>(blocks) * kUnits;
-    fetch(hidden.multipliers, static_cast<size_t>(first_block) * kBlock, columns);
-    fetch(hidden.biases, static_cast<size_t>(first_block) * kBlock, columns);
-    fetch(args.igates, static_cast<size_t>(first_block - args.first_block) * kBlock, columns);
-    fetch(args.c, static_cast<size_t>(first_block) * kUnits, units);
-    fetch(args.output, static_cast<size_t>(first_block) * kUnits, units);
+    const size_t first = first_block, count = blocks;
+    fetch(hidden.multipliers + first * kBlock, count * kBlock);
+    fetch(hidden.biases + first * kBlock, count * kBlock);
+    fetch(args.igates + (first - args.first_block) * kBlock, count * kBlock);
+    fetch(args.c + first * kUnits, count * kUnits);
+    fetch(args.output + first * kUnits, count * kUnits);
   }
 
   template <CellForm kForm, class BlockSums>
