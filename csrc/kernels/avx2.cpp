@@ -1,9 +1,10 @@
 // AVX2 without VNNI: vpmaddubsw multiplies uint8 with int8, and adds two products in int16, where they may not fit.
-// Rows of which few groups do not fit are multiplied as signed_avx2.h says, others as masked_avx2.h does; a single row,
-// which needs all its operations for one multiplication, always so.
+// Rows of which few pairs of groups do not fit are multiplied as signed_avx2.h says, others as masked_avx2.h does; a
+// single row, which needs all its operations for one multiplication, and rows of few values always so.
 //
-// Several rows leave time to read weights, but the CPU does not foresee the next block. So while the rows go through a
-// block, the weights that are read next are fetched, a line with each group.
+// The CPU does not foresee the next block. Several rows leave time to read its weights: while the rows go through a
+// block, those that are read next are fetched, a line with each group. A single row fetches its weights some groups
+// ahead, at the end of a block those that come after it.
 //
 // Measured on Zen 4 (EPYC, 3.7 GHz, one thread), masked: 512->512 with 64 rows 96 G products/s of 118 (with vpsignb
 // 71); one row reads 1 to 4 MB of weights at 77 to 84 GB/s, plain reads 100 to 118; tail 2.6 ns a unit with its loads.
@@ -121,7 +122,7 @@ class Int8Sums {
   void sum_row(int32_t block, size_t row, const Sink& sink) const {
     const BlockWeights weights(projection_, block);
     const char* after = walk_.after(projection_, block);
-    // unknown: a step that walks back begins with this block again
+    // unknown: of steps that walk there and back, the next begins with this block again
     LaterWeights later{after != nullptr ? after : weights.weights};
     sum_rows<Dot, 1>(written_.rows, row, 1, weights, sink, later);
   }

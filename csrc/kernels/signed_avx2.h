@@ -56,7 +56,7 @@ struct SignedPairs : SignedDot {
   static constexpr int kOperandBytes = 2 * kGroup;
   static constexpr int kMaxRows = 6;
   static constexpr int kFetchBytes = 0;
-  // Of rows of which more than one in so many pairs does not fit, masked pairs take less time.
+  // Of rows of which more than one in so many pairs does not fit, masked ones take less time.
   static constexpr size_t kPairsApart = 4;
 
   static constexpr int vectors(int rows) { return rows == 1 ? 8 : rows == 2 ? 4 : 2; }
