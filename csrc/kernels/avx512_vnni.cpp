@@ -37,7 +37,7 @@ struct VnniDot {
   static constexpr bool kApart = false;
   static constexpr size_t kPartedGroups = 0;
   static constexpr int kOperandBytes = kGroup;
-  static constexpr bool kPrefetches = false;
+  static constexpr bool kFetchesChanges = false;
   static constexpr int kMaxRows = 6;
   static constexpr bool kFetchesLater = false;
   static constexpr int kSplit = 2;

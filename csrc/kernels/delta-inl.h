@@ -1,7 +1,7 @@
 // A single row's sums from those of the row before and what changed, over a class Dot, see sums-inl.h, whose operand is
 // a change as Delta has it. Of Dot it needs, beside what is listed there, `Weights load_once(const char*)`: weights
-// that one product reads, which need no register of their own, and kPrefetches: whether to fetch the weights of later
-// changes beforehand, which the CPU cannot foresee. V needs, beside what others list,
+// that one product reads, which need no register of their own, and kFetchesChanges: whether to fetch the weights of
+// later changes beforehand, which the CPU cannot foresee. V needs, beside what others list,
 //
 //   add_i32(I, I), bit_xor(I, I)
 //   uint32_t differing(I, I)     the lanes that differ
@@ -126,7 +126,7 @@ __attribute__((noinline)) void sum_changes(const BlockWeights& block, const Delt
     for (int s = 0; s < kSplit; ++s) {
       const auto values = Dot::operand(differences);
       const char* weights = weights_of(change + s);
-      if constexpr (Dot::kPrefetches) {
+      if constexpr (Dot::kFetchesChanges) {
         const char* later = weights_of(change + s + kChangesBeyond - kSplit);
         for (size_t line = 0; line < kWeightBytes; line += kAlign) __builtin_prefetch(later + line);
       }

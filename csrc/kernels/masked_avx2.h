@@ -31,7 +31,7 @@ struct MaskedDot : Int32Dot {
   static constexpr int kGroups = 1;
   static constexpr bool kApart = false;
   static constexpr int kOperandBytes = 2 * kGroup;
-  static constexpr bool kPrefetches = true;
+  static constexpr bool kFetchesChanges = true;
   static constexpr int kMaxRows = 3;
   static constexpr int kFetchBytes = 1024;
 
