@@ -208,9 +208,8 @@ struct KernelsOf {
   template <CellForm kForm, class BlockSums>
   static void step_row(const StepArgs& args, const BlockSums& block_sums, int32_t first_block, int32_t blocks) {
     float* sums = static_cast<float*>(args.scratch);
-    if (args.cell->hidden.block_bytes * (args.last_block - args.first_block) > kEvictingBytes) {
-      fetch_for_tail(args, first_block, blocks);
-    }
+    const size_t bytes = args.cell->hidden.block_bytes * (args.last_block - args.first_block);
+    if (bytes > kEvictingBytes && args.delta == nullptr) fetch_for_tail(args, first_block, blocks);
     for (int32_t done = 0; done < blocks; ++done) {
       const int32_t i = args.descending ? blocks - 1 - done : done;
       block_sums(first_block + i, 0, 1, KeepSums{0, sums + i * kBlock});
